@@ -1,0 +1,1 @@
+"""Agents: networks, planning, learning, replay. Knows nothing of pruning or of simulators."""

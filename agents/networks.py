@@ -1,0 +1,45 @@
+"""Multi-layer perceptrons as plain `nn.Linear` stacks, so that every width can be read and changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool = False) -> nn.Sequential:
+    """Linear layers of the given widths (inputs first), ELU between them, none after the last.
+
+    Args:
+        sizes: input, hidden and output widths, at least two numbers.
+        normalise_first: LayerNorm and Tanh after the first layer in place of ELU (TD-MPC's Q-functions).
+        zero_last: start the last layer at zero, so that the first predictions are zero.
+
+    Weights are orthogonal with gain 1, biases zero, as in TD-MPC.
+    """
+    layers: list[nn.Module] = []
+    for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        linear = nn.Linear(width_in, width_out)
+        last = i == len(sizes) - 2
+        if last and zero_last:
+            nn.init.zeros_(linear.weight)
+        else:
+            nn.init.orthogonal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if last:
+            break
+        layers += [nn.LayerNorm(width_out), nn.Tanh()] if normalise_first and i == 0 else [nn.ELU()]
+    return nn.Sequential(*layers)
+
+
+def widths(network: nn.Module) -> list[int]:
+    """Widths of a stack of linear layers, inputs first: what `mlp` needs to build it again."""
+    linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    return [linears[0].in_features, *(m.out_features for m in linears)]
+
+
+def straight_through_clamp(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """`x` clamped to [-limit, limit], with the gradient of `x` itself."""
+    return x + (x.clamp(-limit, limit) - x).detach()

@@ -1,0 +1,198 @@
+"""Prioritised replay of short sequences that never cross an episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+PRIORITY_FLOOR = 1e-6
+COLUMNS = ("obs", "action", "reward", "terminated", "priority")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """T agent steps: `obs` [T+1, O], `action` [T, A], `reward` [T]; `terminated` if its end is a real one."""
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: bool
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences of H steps, time first.
+
+    `obs` [H+1, B, O], `action` [H, B, A], `reward` and `terminated` [H, B] (1.0: no value follows),
+    `index` [B] to give new priorities back with, `weight` [B] importance weights, the largest 1.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    index: Tensor
+    weight: Tensor
+
+
+class ReplayBuffer:
+    """A ring of agent steps, from which sequences are drawn by priority (Schaul et al. 2016).
+
+    An episode of T steps takes T + 1 rows, the last one for its last observation. An episode that truly
+    terminated is continued by H steps in an absorbing state (same observation, random actions, no reward,
+    terminated), so that its end is part of sequences, and of what the model learns [ours; after Kostrikov
+    et al. 2019]. `ready` says whether any sequence can be drawn. As in the public TD-MPC code, no sequence starts in the last H steps of an episode that
+    was merely cut off. New episodes get the highest priority at hand.
+    """
+
+    def __init__(
+        self,
+        *,
+        obs_dim: int,
+        action_dim: int,
+        capacity: int,
+        horizon: int,
+        alpha: float,
+        beta: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.horizon, self.alpha, self.beta = horizon, alpha, beta
+        self.generator = generator
+        self.device = generator.device
+        self.storage = TensorDict(
+            {
+                "obs": torch.zeros(capacity, obs_dim),
+                "action": torch.zeros(capacity, action_dim),
+                "reward": torch.zeros(capacity),
+                "terminated": torch.zeros(capacity),
+                "priority": torch.zeros(capacity),
+            },
+            batch_size=[capacity],
+            device=self.device,
+        )
+        self.cursor = 0
+        self.size = 0
+        self.ready = False
+        self._steps = torch.arange(horizon + 1, device=self.device).unsqueeze(1)
+
+    def __len__(self) -> int:
+        """Rows in use."""
+        return self.size
+
+    @property
+    def capacity(self) -> int:
+        """Rows at most."""
+        return self.storage.batch_size[0]
+
+    @property
+    def _priority(self) -> Tensor:
+        return self.storage["priority"][: self.size]
+
+    def add(self, episode: Episode) -> None:
+        """Stores an episode; the oldest rows go when there is no room.
+
+        Raises:
+            ValueError: the episode does not fit into the buffer, or holds numbers that are not finite.
+        """
+        rows = self._rows(episode)
+        count = rows.batch_size[0]
+        if count > self.capacity:
+            raise ValueError(
+                f"an episode of {len(episode)} steps takes {count} rows, but replay.capacity is "
+                f"{self.capacity}: raise it"
+            )
+        if not (rows["obs"].isfinite().all() and rows["reward"].isfinite().all()):
+            raise ValueError("the episode holds observations or rewards that are not finite")
+        highest = float(self._priority.max()) if self.size else 0.0
+        starts = len(episode) if episode.terminated else max(len(episode) - self.horizon, 0)
+        rows["priority"][:starts] = highest or 1.0
+
+        if self.cursor + count > self.capacity:
+            self.cursor = 0
+        # A sequence of an older episode must not run on into these rows.
+        self.storage["priority"][max(self.cursor - self.horizon, 0) : self.cursor] = 0
+        self.storage[self.cursor : self.cursor + count] = rows
+        self.cursor += count
+        self._set_size(max(self.size, self.cursor))
+
+    def sample(self, batch_size: int) -> Batch:
+        """Draws sequences with probability proportional to priority^alpha, with replacement."""
+        cumulative = self._priority.double().pow(self.alpha)
+        # 0^0 is 1: rows without priority stay out of uniform replay, too.
+        cumulative = torch.where(self._priority > 0, cumulative, 0.0).cumsum(0)
+        uniform = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
+        index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
+        priority = self._priority[index].pow(self.alpha)
+        weight = (priority / priority.min()).pow(-self.beta)
+
+        rows = index + self._steps
+        columns = self.storage
+        return Batch(
+            obs=columns["obs"][rows],
+            action=columns["action"][rows[:-1]],
+            reward=columns["reward"][rows[:-1]],
+            terminated=columns["terminated"][rows[:-1]],
+            index=index,
+            weight=weight,
+        )
+
+    def update_priorities(self, index: Tensor, priority: Tensor) -> None:
+        """New priorities [B] of the sequences that `sample` drew."""
+        self.storage["priority"][index] = priority + PRIORITY_FLOOR
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The rows in use and the cursor, as tensors that do not share memory with the buffer."""
+        rows = {name: self.storage[name][: self.size].clone() for name in COLUMNS}
+        return rows | {"cursor": torch.tensor(self.cursor)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Goes on from `state_dict`.
+
+        Raises:
+            ValueError: the stored rows do not fit this buffer.
+        """
+        size, cursor = len(state["priority"]), int(state["cursor"])
+        if not 0 <= cursor <= size <= self.capacity:
+            raise ValueError(
+                f"stored replay has {size} rows and its cursor at {cursor}; this one holds {self.capacity}"
+            )
+        for name in COLUMNS:
+            column = self.storage[name]
+            if state[name].shape[1:] != column.shape[1:] or len(state[name]) != size:
+                raise ValueError(
+                    f"stored replay column {name!r} has shape {tuple(state[name].shape)}, "
+                    f"expected ({size}, {', '.join(map(str, column.shape[1:]))})"
+                )
+            column[:size] = state[name].to(self.device)
+        self.cursor = cursor
+        self._set_size(size)
+
+    def _set_size(self, size: int) -> None:
+        self.size = size
+        self.ready = bool((self._priority > 0).any())
+
+    def _rows(self, episode: Episode) -> TensorDict:
+        """An episode as rows: its steps, its last observation, and the absorbing steps of a real end."""
+        steps = len(episode)
+        extra = self.horizon if episode.terminated else 1
+        rows = TensorDict(
+            {
+                name: torch.zeros(steps + extra, *self.storage[name].shape[1:], device=self.device)
+                for name in COLUMNS
+            },
+            batch_size=[steps + extra],
+        )
+        rows["obs"][: steps + 1] = episode.obs.to(self.device)
+        rows["action"][:steps] = episode.action.to(self.device)
+        rows["reward"][:steps] = episode.reward.to(self.device)
+        if episode.terminated:
+            rows["obs"][steps + 1 :] = rows["obs"][steps].clone()
+            rows["action"][steps:].uniform_(-1, 1, generator=self.generator)
+            rows["terminated"][steps - 1 :] = 1
+        return rows

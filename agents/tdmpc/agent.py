@@ -1,0 +1,222 @@
+"""The TD-MPC agent: acts by planning, learns model, values and policy from replayed sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from agents.replay import Batch, ReplayBuffer
+from agents.tdmpc.config import TDMPCConfig
+from agents.tdmpc.planner import Planner
+from agents.tdmpc.world_model import Architecture, WorldModel, architecture
+
+LOSS_LIMIT = 1e4
+
+
+@dataclass(frozen=True)
+class ModelLosses:
+    """Losses per sequence [B], summed over time with rho^t, and the new priorities [B]."""
+
+    consistency: Tensor
+    reward: Tensor
+    value: Tensor
+    priority: Tensor
+
+
+class TDMPC:
+    """Temporal-difference learning for model-predictive control (Hansen et al. 2022, arXiv 2203.04955)."""
+
+    def __init__(
+        self,
+        config: TDMPCConfig,
+        obs_dim: int,
+        action_dim: int,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        widths: Architecture | None = None,
+    ) -> None:
+        """Builds a new agent, or one of other `widths` (a stored one's) to load weights into."""
+        self.config = config
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = WorldModel(widths or architecture(config, obs_dim, action_dim)).to(self.device)
+        self.target = deepcopy(self.model).requires_grad_(False)
+        fused = self.device.type in ("cpu", "cuda")
+        self.model_optimizer = torch.optim.Adam(self.model_parameters(), lr=config.lr, fused=fused)
+        self.policy_optimizer = torch.optim.Adam(self.model.policy.parameters(), lr=config.lr, fused=fused)
+        self.updates = 0
+
+    def components(self) -> Mapping[str, nn.Module]:
+        """The named sub-networks, in display order."""
+        return self.model.components()
+
+    def model_parameters(self) -> list[nn.Parameter]:
+        """Everything the model loss trains: all components but the policy."""
+        return [p for name, c in self.components().items() if name != "policy" for p in c.parameters()]
+
+    def make_replay(self, seed: int) -> ReplayBuffer:
+        """A replay buffer of this agent's shapes."""
+        replay = self.config.replay
+        return ReplayBuffer(
+            obs_dim=self.obs_dim,
+            action_dim=self.action_dim,
+            capacity=replay.capacity,
+            horizon=self.config.horizon,
+            alpha=replay.alpha,
+            beta=replay.beta,
+            generator=torch.Generator(self.device).manual_seed(seed),
+        )
+
+    # Acting
+
+    def make_planner(self, generator: torch.Generator | None = None) -> Planner:
+        """A planner over this agent's model, with random numbers of its own or the agent's."""
+        return Planner(
+            self.model,
+            self.config.planner,
+            action_dim=self.action_dim,
+            discount=self.config.discount,
+            policy_std=self.config.policy_std,
+            generator=generator or self.generator,
+        )
+
+    def plan(
+        self, obs: np.ndarray, planner: Planner, agent_step: int, *, explore: bool = False
+    ) -> np.ndarray:
+        """Plans actions [N, A] for observations [N, O], at this point of the agent's schedules."""
+        action = planner.plan(
+            self.encode(obs),
+            horizon=self.config.horizon_at(agent_step),
+            min_std=self.config.std_at(agent_step),
+            explore=explore,
+        )
+        return action.cpu().numpy()
+
+    @torch.no_grad()
+    def policy_action(self, obs: np.ndarray) -> np.ndarray:
+        """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
+        return self.model.act(self.encode(obs)).cpu().numpy()
+
+    def random_action(self) -> np.ndarray:
+        """One uniform random action [A]."""
+        uniform = torch.rand(self.action_dim, generator=self.generator, device=self.device)
+        return (2 * uniform - 1).cpu().numpy()
+
+    @torch.no_grad()
+    def encode(self, obs: np.ndarray) -> Tensor:
+        """Latent states [N, L] of observations [N, O]."""
+        return self.model.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+
+    # Learning
+
+    def update(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of model, policy and target; returns its losses (scalars) and new priorities [B]."""
+        config = self.config
+        self.model_optimizer.zero_grad(set_to_none=True)
+        losses, latents = self.model_losses(batch)
+        total = (
+            config.consistency_coef * losses.consistency.clamp(max=LOSS_LIMIT)
+            + config.reward_coef * losses.reward.clamp(max=LOSS_LIMIT)
+            + config.value_coef * losses.value.clamp(max=LOSS_LIMIT)
+        )
+        weighted = (total * batch.weight).mean()
+        (weighted / config.horizon).backward()
+        grad_norm = nn.utils.clip_grad_norm_(self.model_parameters(), config.grad_clip)
+        self.model_optimizer.step()
+
+        self.policy_optimizer.zero_grad(set_to_none=True)
+        with frozen(self.model.q):
+            policy_loss = self.policy_loss(latents)
+            policy_loss.backward()
+        nn.utils.clip_grad_norm_(self.model.policy.parameters(), config.grad_clip)
+        self.policy_optimizer.step()
+
+        if self.updates % config.target_every == 0:
+            self.update_target()
+        self.updates += 1
+        metrics = {
+            "consistency_loss": losses.consistency.mean(),
+            "reward_loss": losses.reward.mean(),
+            "value_loss": losses.value.mean(),
+            "policy_loss": policy_loss,
+            "total_loss": weighted,
+            "grad_norm": grad_norm,
+        }
+        return {k: v.detach() for k, v in metrics.items()}, losses.priority
+
+    def model_losses(self, batch: Batch) -> tuple[ModelLosses, Tensor]:
+        """Consistency, reward and value losses of a batch, and its detached latents [H+1, B, L]."""
+        horizon, rho = self.config.horizon, self._rho(self.config.horizon)
+        with torch.no_grad():
+            target_latents = self.target.encode(batch.obs[1:])
+            y = self.td_target(batch.obs[1:], batch.reward, batch.terminated)
+
+        rollout = [self.model.encode(batch.obs[0])]
+        rewards = []
+        for t in range(horizon):
+            z, reward = self.model.next(rollout[t], batch.action[t])
+            rollout.append(z)
+            rewards.append(reward)
+        latents = torch.stack(rollout)
+        values = self.model.values(latents[:-1], batch.action)  # [E, H, B]
+
+        consistency = (latents[1:] - target_latents).square().mean(-1)
+        value_error = values - y
+        losses = ModelLosses(
+            consistency=(rho * consistency).sum(0),
+            reward=(rho * (torch.stack(rewards) - batch.reward).square()).sum(0),
+            value=(rho * value_error.square().sum(0)).sum(0),
+            priority=(rho * value_error.detach().abs().sum(0)).sum(0).clamp(max=LOSS_LIMIT),
+        )
+        return losses, latents.detach()
+
+    @torch.no_grad()
+    def td_target(self, next_obs: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:
+        """y = r + gamma * min_i Qtarget_i(z', pi(z')); nothing follows a true end, a time limit is none.
+
+        `next_obs` [..., O]; `reward`, `terminated` and the result [...]. z' is the online encoder's.
+        """
+        z = self.model.encode(next_obs)
+        action = self.model.act(z, self.config.policy_std, self.generator)
+        return reward + self.config.discount * (1 - terminated) * self.target.value(z, action)
+
+    def policy_loss(self, latents: Tensor) -> Tensor:
+        """-sum_t rho^t * mean min_i Q_i(z_t, pi(z_t)) over detached latents [H+1, B, L]."""
+        action = self.model.act(latents, self.config.policy_std, self.generator)
+        value = self.model.value(latents, action)
+        return -(self._rho(len(latents)) * value).mean(1).sum()
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """Moves the target towards the online model by tau."""
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.model.parameters()), self.config.tau)
+
+    def _rho(self, steps: int) -> Tensor:
+        """Weights rho^t as a column [steps, 1]."""
+        return torch.tensor([[self.config.rho**t] for t in range(steps)], device=self.device)
+
+    # Storing
+
+    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name."""
+        return {"model": self.model_optimizer, "policy": self.policy_optimizer}
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Keeps gradients out of a module's parameters, but lets them pass through."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

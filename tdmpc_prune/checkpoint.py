@@ -1,0 +1,187 @@
+"""Checkpoints: tensors in safetensors, the rest in JSON, nothing that could run code.
+
+A checkpoint is a folder, written beside its final place and renamed into it when it is complete, so that
+one that can be seen can be read. The one before the newest is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from agents.tdmpc.agent import TDMPC
+from agents.tdmpc.config import TDMPCConfig
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.run_folder import write_json
+
+SCHEMA = 1
+KEPT = 2
+MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class StoredAgent:
+    """An agent as a checkpoint holds it, with what is needed to put it to work."""
+
+    agent: TDMPC
+    task: str
+    seed: int
+    action_repeat: int
+    agent_step: int
+    env_step: int
+
+
+def save(folder: Path, agent: TDMPC, *, training: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint and returns its path.
+
+    Args:
+        folder: the run's checkpoint folder.
+        agent: networks (online and target) and their widths.
+        training: every other tensor that resuming needs.
+        state: JSON values; at least the fields of `StoredAgent`.
+    """
+    folder.mkdir(exist_ok=True)
+    existing = _complete(folder)
+    path = folder / f"{int(existing[-1].name) + 1 if existing else 1:06d}"
+    partial = folder / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    networks = prefixed("online", agent.model.state_dict()) | prefixed("target", agent.target.state_dict())
+    _save_tensors(partial / MODEL, networks)
+    _save_tensors(partial / TRAINING, training)
+    record = {
+        "schema": SCHEMA,
+        **state,
+        "obs_dim": agent.obs_dim,
+        "action_dim": agent.action_dim,
+        "architecture": agent.model.architecture(),
+        "agent": asdict(agent.config),
+    }
+    write_json(partial / STATE, record)
+    _sync(partial)
+    partial.rename(path)
+    _sync(folder)
+    for old in existing[: len(existing) + 1 - KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a run's checkpoint folder."""
+    existing = _complete(folder)
+    return existing[-1] if existing else None
+
+
+def load_agent(path: Path, device: torch.device) -> StoredAgent:
+    """Rebuilds the agent of a run folder or checkpoint at its own widths.
+
+    Raises:
+        UserError: there is no checkpoint, or it is not one of ours.
+    """
+    checkpoint = path if (path / STATE).is_file() else latest(path / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"{path} is no run folder with a checkpoint: give the folder that `train` wrote")
+    try:
+        state = read_state(checkpoint)
+        agent = TDMPC(
+            TypeAdapter(TDMPCConfig).validate_python(state["agent"]),
+            state["obs_dim"],
+            state["action_dim"],
+            device=device,
+            widths=state["architecture"],
+        )
+        load_networks(checkpoint, agent)
+        return StoredAgent(
+            agent=agent,
+            task=state["task"],
+            seed=state["seed"],
+            action_repeat=state["action_repeat"],
+            agent_step=state["progress"]["agent_step"],
+            env_step=state["progress"]["env_step"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint} cannot be loaded ({reason[:200]})") from error
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        ValueError: it was written by a version with another format.
+    """
+    state = json.loads((checkpoint / STATE).read_text())
+    if state.get("schema") != SCHEMA:
+        raise ValueError(f"its format is {state.get('schema')}, this version reads {SCHEMA}")
+    return state
+
+
+def load_networks(checkpoint: Path, agent: TDMPC) -> None:
+    """Loads online and target networks of the same widths."""
+    tensors = load_file(checkpoint / MODEL)
+    agent.model.load_state_dict(select("online", tensors))
+    agent.target.load_state_dict(select("target", tensors))
+
+
+def load_training(checkpoint: Path) -> dict[str, Tensor]:
+    """Every tensor that `save` got as `training`."""
+    return load_file(checkpoint / TRAINING)
+
+
+def optimizer_tensors(agent: TDMPC) -> dict[str, Tensor]:
+    """Adam's moments, by optimiser, parameter number and name."""
+    return {
+        f"{name}.{i}.{key}": value
+        for name, optimizer in agent.optimizers().items()
+        for i, moments in optimizer.state_dict()["state"].items()
+        for key, value in moments.items()
+    }
+
+
+def load_optimizers(agent: TDMPC, tensors: Mapping[str, Tensor]) -> None:
+    """The reverse of `optimizer_tensors`."""
+    for name, optimizer in agent.optimizers().items():
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in select(name, tensors).items():
+            index, _, field = key.partition(".")
+            moments.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def select(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under `prefix`, without it."""
+    return {k[len(prefix) + 1 :]: v for k, v in tensors.items() if k.startswith(prefix + ".")}
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, with `prefix` before their names."""
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
+
+
+def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,35 @@
+"""Where to compute."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from tdmpc_prune.config import Device
+from tdmpc_prune.errors import UserError
+
+MOST_THREADS = 4
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        UserError: CUDA was asked for and is not there.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA GPU here; use --device cpu")
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def set_threads(threads: int) -> None:
+    """Sets PyTorch's threads; 0: one per core that this process may use, at most 4.
+
+    These networks are small: more threads wait for each other more than they compute.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    torch.set_num_threads(threads or min(cores, MOST_THREADS))

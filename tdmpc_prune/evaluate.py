@@ -1,0 +1,199 @@
+"""Control return of an agent: episodes with fixed seeds, run side by side and planned for in one batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from agents.tdmpc.agent import TDMPC
+from envs import make_env
+
+SIDE_BY_SIDE = 16
+TIMED_PLANS = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Returns of the episodes, in the order of their seeds, and what they took."""
+
+    returns: list[float]
+    lengths: list[int]
+    """Agent steps of every episode."""
+    plan_ms: float
+    """Median milliseconds to choose one action for one observation."""
+    control_ms: float
+    """Milliseconds between two actions: what a controller has time for."""
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns over episodes."""
+        return float(np.std(self.returns))
+
+
+class Evaluator:
+    """Keeps the evaluation environments of a task alive from one evaluation to the next."""
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        env_seed: int,
+        episodes: int,
+        seed: int,
+        action_repeat: int | None,
+        film: bool = False,
+    ) -> None:
+        """Builds up to 16 environments.
+
+        Args:
+            task: name of the task.
+            env_seed: seed of the simulators' construction: that of the run (lqr differs with it).
+            episodes: episodes of an evaluation; number i is reset with `seed` + i.
+            seed: see above; also the planner's.
+            action_repeat: environment steps per action; the task's usual number if None.
+            film: keep the frames of episode 0 in `frames`.
+        """
+        self.episodes, self.seed = episodes, seed
+        self.frames: list[np.ndarray] = []
+        self.film = film
+        self.envs = [
+            make_env(
+                task,
+                seed=env_seed,
+                action_repeat=action_repeat,
+                render_mode="rgb_array" if film and i == 0 else None,
+            )
+            for i in range(min(episodes, SIDE_BY_SIDE))
+        ]
+        self.control_timestep: float = self.envs[0].get_wrapper_attr("control_timestep")
+
+    def run(
+        self,
+        agent: TDMPC,
+        agent_step: int,
+        *,
+        controller: Literal["planner", "policy"] = "planner",
+        check: Callable[[], None] = lambda: None,
+    ) -> Evaluation:
+        """Runs all episodes; `check` is called at every step and may raise to end the evaluation."""
+        returns: list[float] = []
+        lengths: list[int] = []
+        for first in range(0, self.episodes, len(self.envs)):
+            count = min(len(self.envs), self.episodes - first)
+            act = self._controller(agent, agent_step, controller, self.seed + first)
+            chunk = self._episodes(act, first, count, check)
+            returns += chunk[0]
+            lengths += chunk[1]
+        plan_ms = self._time_one(self._controller(agent, agent_step, controller, self.seed), agent.obs_dim)
+        return Evaluation(returns, lengths, plan_ms, 1e3 * self.control_timestep)
+
+    def close(self) -> None:
+        """Frees the simulators."""
+        for env in self.envs:
+            env.close()
+
+    def _controller(self, agent: TDMPC, agent_step: int, kind: str, seed: int) -> _Act:
+        """A controller whose random numbers depend on `seed` alone, not on the agent's."""
+        if kind == "policy":
+            return lambda obs, keep: agent.policy_action(obs)
+        planner = agent.make_planner(torch.Generator(agent.device).manual_seed(seed))
+
+        def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
+            planner.keep(torch.from_numpy(keep).to(agent.device))
+            return agent.plan(obs, planner, agent_step)
+
+        return act
+
+    def _episodes(
+        self, act: _Act, first: int, count: int, check: Callable[[], None]
+    ) -> tuple[list[float], list[int]]:
+        """Runs `count` episodes in step; those that have ended drop out of the batch."""
+        returns, lengths = np.zeros(count), np.zeros(count, dtype=int)
+        obs = np.stack([self.envs[i].reset(seed=self.seed + first + i)[0] for i in range(count)])
+        running = np.arange(count)
+        keep = np.ones(count, dtype=bool)
+        while len(running):
+            check()
+            actions = act(obs, keep)
+            steps = [self.envs[i].step(a) for i, a in zip(running, actions, strict=True)]
+            if self.film and first == 0 and running[0] == 0:
+                self.frames.append(np.asarray(self.envs[0].render()))
+            returns[running] += [float(s[1]) for s in steps]
+            lengths[running] += 1
+            keep = np.array([not (s[2] or s[3]) for s in steps])
+            obs = np.stack([s[0] for s in steps])[keep]
+            running = running[keep]
+        return returns.tolist(), lengths.tolist()
+
+    def _time_one(self, act: _Act, obs_dim: int) -> float:
+        """Median milliseconds of a decision for one observation."""
+        obs, keep = np.zeros((1, obs_dim), dtype=np.float32), np.ones(1, dtype=bool)
+        times = []
+        for _ in range(TIMED_PLANS + 1):
+            start = time.perf_counter()
+            act(obs, keep)
+            times.append(1e3 * (time.perf_counter() - start))
+        return median(times[1:])
+
+
+_Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    episodes: int,
+    seed: int,
+    controller: Literal["planner", "policy"],
+    device: torch.device,
+    video: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluates a stored run; needs nothing but its checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be read.
+    """
+    from tdmpc_prune.checkpoint import load_agent
+    from tdmpc_prune.video import write_video
+
+    stored = load_agent(run, device)
+    evaluator = Evaluator(
+        stored.task,
+        env_seed=stored.seed,
+        episodes=episodes,
+        seed=seed,
+        action_repeat=stored.action_repeat,
+        film=video is not None,
+    )
+    evaluation = evaluator.run(stored.agent, stored.agent_step, controller=controller)
+    evaluator.close()
+    if video is not None:
+        write_video(video, evaluator.frames, fps=1 / evaluator.control_timestep)
+    return {
+        "run": str(run),
+        "task": stored.task,
+        "env_step": stored.env_step,
+        "controller": controller,
+        "episodes": episodes,
+        "seed": seed,
+        "return": evaluation.mean,
+        "return_std": evaluation.std,
+        "returns": evaluation.returns,
+        "lengths": evaluation.lengths,
+        "parameters": sum(p.numel() for p in stored.agent.model.parameters()),
+        "plan_ms": evaluation.plan_ms,
+        "control_ms": evaluation.control_ms,
+        "video": str(video) if video else None,
+    }

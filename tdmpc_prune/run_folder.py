@@ -1,0 +1,143 @@
+"""The folder that a run owns: created, recognised, and refused where it holds something else."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tdmpc_prune import __version__
+from tdmpc_prune.config import TrainConfig
+from tdmpc_prune.errors import UserError
+
+# What may differ between a run and the command that resumes it: where and how long, never what is learned.
+FREE_ON_RESUME = ("steps", "run_dir", "device", "threads", "checkpoint_every", "wandb", "json")
+
+
+class RunFolder:
+    """Paths inside one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.plots = path / "plots"
+        self.videos = path / "videos"
+        self.summary = path / "summary.json"
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuses a folder that this run cannot use; changes nothing.
+
+        Raises:
+            UserError: it holds something else, a run with other settings, or cannot be written to.
+        """
+        if self.path.is_dir() and any(self.path.iterdir()):
+            self._check_same(config)
+        elif self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: choose another folder with --run-dir")
+        nearest = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
+        if not os.access(nearest, os.W_OK):
+            raise UserError(f"cannot write to {nearest}: choose another folder with --run-dir")
+
+    def create(self, config: TrainConfig) -> None:
+        """Creates the folder of a new run, with its settings.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.config.exists():
+                write_json(self.config, {"config": to_json(config), **provenance()})
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.path} ({error.strerror}): choose another folder with --run-dir"
+            ) from error
+
+    def finished_summary(self, config: TrainConfig) -> dict[str, Any] | None:
+        """The summary of this run, if it has made all its steps."""
+        if not self.summary.is_file():
+            return None
+        summary = json.loads(self.summary.read_text())
+        return summary if summary["env_step"] >= config.steps else None
+
+    def _check_same(self, config: TrainConfig) -> None:
+        if not self.config.is_file():
+            raise UserError(
+                f"{self.path} holds something that is no run (there is no config.json): "
+                "choose another folder with --run-dir"
+            )
+        try:
+            stored = flatten(json.loads(self.config.read_text())["config"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
+        wanted = flatten(to_json(config))
+        differing = [
+            f"{key} (stored {stored.get(key)!r}, now {wanted.get(key)!r})"
+            for key in sorted(stored.keys() | wanted.keys())
+            if key.split(".")[0] not in FREE_ON_RESUME and stored.get(key) != wanted.get(key)
+        ]
+        if differing:
+            raise UserError(
+                f"{self.path} holds a run with other settings: {', '.join(differing[:4])}"
+                f"{' and more' if len(differing) > 4 else ''}; choose another --run-dir"
+            )
+
+
+def to_json(config: TrainConfig) -> dict[str, Any]:
+    """Settings as plain JSON values."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def provenance() -> dict[str, Any]:
+    """What a result needs to be made again: command, commit, versions, machine."""
+    import torch
+
+    return {
+        "version": __version__,
+        "command": shlex.join(["tdmpc-prune", *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this code runs from, if it runs from one."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that the file is either the old one or the new one, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,76 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdmpc_prune import checkpoint
+from tdmpc_prune.config import TrainConfig
+from tdmpc_prune.device import choose_device, set_threads
+from tdmpc_prune.errors import Interrupted
+from tdmpc_prune.logger import Logger
+from tdmpc_prune.plots import plot_learning_curve
+from tdmpc_prune.run_folder import RunFolder, to_json, write_json
+from tdmpc_prune.signals import StopSignals
+from tdmpc_prune.training import Training
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains, or resumes, a run; returns its summary.
+
+    Raises:
+        UserError: the settings, the machine or the run folder do not allow it; nothing was changed.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint was saved, the same call goes on from it.
+    """
+    device = choose_device(config.device)
+    set_threads(config.threads)
+    folder = RunFolder(config.folder)
+    folder.check(config)
+    if (summary := folder.finished_summary(config)) is not None:
+        return summary
+    run = Training(config, folder, device)
+    folder.create(config)
+    newest = checkpoint.latest(folder.checkpoints)
+    size = run.load(newest) if newest else 0
+    log = Logger(
+        config.wandb,
+        folder=folder.path,
+        metrics=folder.metrics,
+        size=size,
+        steps=config.steps,
+        step=run.progress.env_step,
+        settings=to_json(config),
+    )
+    if newest:
+        log.say(f"resumed at environment step {run.progress.env_step} of {config.steps}")
+
+    try:
+        with StopSignals() as stop:
+            while True:
+                stop.check()
+                if run.pending_updates:
+                    run.update()
+                elif run.episode_unlogged:
+                    log.write(run.episode_row())
+                elif run.evaluation_due:
+                    evaluation = run.evaluate(stop.check)
+                    log.write(run.evaluation_row(evaluation))
+                    log.evaluation(run.progress.env_step, evaluation.mean, evaluation.std)
+                elif run.finished:
+                    break
+                elif run.checkpoint_due:
+                    run.save(log.file.sync())
+                else:
+                    log.progress(run.collect())
+        run.save(log.file.sync())
+        summary = run.summary()
+        write_json(folder.summary, summary)
+        plot_learning_curve(folder)
+        return summary
+    except Interrupted:
+        run.save(log.file.sync())
+        log.say(f"saved at environment step {run.progress.env_step}; the same command goes on from there")
+        raise
+    finally:
+        log.close(summary)
+        run.close()

@@ -1,0 +1,30 @@
+"""Frames to an mp4 file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tdmpc_prune.errors import UserError
+
+
+def check_video() -> None:
+    """Refuses, before anything is run, what could not be written after it.
+
+    Raises:
+        UserError: the extra `video` is not installed.
+    """
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError as error:
+        raise UserError("--video needs the extra `video`: pip install 'tdmpc-prune[video]'") from error
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
+    """Writes frames [H, W, 3] (uint8) at `fps` frames per second."""
+    import imageio.v2 as imageio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    imageio.mimwrite(path, list(frames), fps=fps, macro_block_size=8)
