@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool 
     Weights are orthogonal with gain 1, biases zero, as in TD-MPC.
     """
     layers: list[nn.Module] = []
-    for i, (width_in, width_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (width_in, width_out) in enumerate(pairwise(sizes)):
         linear = nn.Linear(width_in, width_out)
         last = i == len(sizes) - 2
         if last and zero_last:

@@ -47,8 +47,9 @@ class ReplayBuffer:
     An episode of T steps takes T + 1 rows, the last one for its last observation. An episode that truly
     terminated is continued by H steps in an absorbing state (same observation, random actions, no reward,
     terminated), so that its end is part of sequences, and of what the model learns [ours; after Kostrikov
-    et al. 2019]. `ready` says whether any sequence can be drawn. As in the public TD-MPC code, no sequence starts in the last H steps of an episode that
-    was merely cut off. New episodes get the highest priority at hand.
+    et al. 2019]. As in the public TD-MPC code, no sequence starts in the last H steps of an episode that
+    was merely cut off. New episodes get the highest priority at hand. Unlike there, draws are always with
+    replacement. `ready` says whether any sequence can be drawn.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
         render_size: tuple[int, int] = (480, 640),
     ) -> None:
         with without_gl():
-            from dm_control import suite  # type: ignore[import-untyped]
+            from dm_control import suite
         if render_mode is not None:
             enable_gl()
         self._env = suite.load(domain, task, task_kwargs={"random": legacy_random_state(seed)})
@@ -135,11 +135,11 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
         terminated = truncated = False
         if time_step.last():
             self._episode_over = True
-            terminated = time_step.discount == 0.0
+            terminated = bool(time_step.discount == 0.0)
             truncated = not terminated
         return self._observation(time_step), float(time_step.reward), terminated, truncated, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]
+    def render(self) -> np.ndarray:
         """The current frame, uint8 [H, W, 3]."""
         if self.render_mode is None:
             raise gymnasium.error.Error("make the environment with render_mode='rgb_array' to render")
