@@ -12,7 +12,7 @@ from gymnasium import spaces
 from envs.gl import enable_gl, without_gl
 
 _UNLIMITED = 1e10  # mjMAXVAL: what dm_control's action spec says of an actuator without limits
-_CAMERA = {"quadruped": 2}  # the side view; camera 0 follows the body in every other domain
+_CAMERA = {"quadruped": "y", "dog": "y-axis"}  # side views; there, camera 0 may look away from the body
 
 Observation = dict[str, np.ndarray]
 
@@ -70,7 +70,7 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
         self._physics = self._env.physics
         self.render_mode = render_mode
         self._render_size = render_size
-        self._camera_id = _CAMERA.get(domain, 0)
+        self._camera_id: str | int = _CAMERA.get(domain, 0)
         if render_mode is None:
             # quadruped-escape opens an OpenGL context at every reset, to upload its terrain.
             self._physics._make_rendering_contexts = lambda: None

@@ -7,7 +7,7 @@ from envs.gl import is_headless, without_gl
 SIZE = (48, 64)
 
 
-@pytest.mark.parametrize("name", ["cartpole-swingup", "dog-run", "quadruped-escape", "Ant-v5"])
+@pytest.mark.parametrize("name", ["cartpole-swingup", "dog-fetch", "quadruped-escape", "Ant-v5"])
 def test_frames(name, gl):
     env = make_env(name, render_mode="rgb_array", render_size=SIZE)
     env.reset(seed=0)

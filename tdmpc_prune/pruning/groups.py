@@ -1,0 +1,186 @@
+"""From an agent's components to pruning groups: what can only be removed together.
+
+torch-pruning traces the dependency graph (DepGraph, Fang et al. 2023); what is a unit, which groups couple
+components, and what is never pruned is decided here (Sundaram et al. 2025, arXiv 2504.13296).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+COUPLING_NAME = "latent"
+
+
+class Prunable(Protocol):
+    """What pruning asks of an agent."""
+
+    def components(self) -> Mapping[str, nn.Module]:
+        """The named sub-networks, in display order."""
+
+    def trace(self) -> Sequence[Tensor]:
+        """Outputs of one differentiable pass that uses every component, and goes round every loop twice.
+
+        Whatever must keep its width (actions, rewards, reconstructions) is an output and is not passed on
+        to another component. Outputs stay apart: adding them up would tie them to each other.
+        """
+
+    def mirrors(self) -> Sequence[Mapping[str, nn.Module]]:
+        """Copies of components, under the same names, that follow them index by index (targets)."""
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The optimisers that train the components."""
+
+
+class TraceError(ValueError):
+    """The agent cannot be pruned; the message says why."""
+
+
+Role = Literal["out", "in", "norm"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's part in a group: rows it produces (`out`), columns it reads (`in`), entries it scales (`norm`)."""
+
+    component: str
+    layer: str
+    """Path of the layer inside its component."""
+    module: nn.Module
+    role: Role
+    index: Tensor
+    """Position [U] of every unit in the layer's rows, columns or entries."""
+
+    def slices(self) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """The parameters that hold the units: name in the layer, parameter, dimension of the units."""
+        if self.role == "in":
+            yield "weight", self.module.weight, 1  # type: ignore[misc]
+            return
+        for name in ("weight", "bias"):
+            parameter = getattr(self.module, name)
+            if parameter is not None:
+                yield name, parameter, 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are removed one by one, each from all members at once."""
+
+    name: str
+    """`<component>.<layer>` of the layer that produces it, or `latent` for the coupling group."""
+    members: tuple[Member, ...]
+
+    @property
+    def units(self) -> int:
+        """Units that are left."""
+        return len(self.members[0].index)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that its members are in."""
+        return tuple(dict.fromkeys(m.component for m in self.members))
+
+    @property
+    def coupling(self) -> bool:
+        """Whether it ties several components to each other."""
+        return len(self.components) > 1
+
+    @property
+    def unit_parameters(self) -> int:
+        """N_u: parameters that a unit owns now."""
+        return sum(p.numel() // p.shape[dim] for m in self.members for _, p, dim in m.slices())
+
+
+def find_groups(agent: Prunable) -> list[Group]:
+    """The pruning groups of an agent, in display order: by producing component, the coupling ones last.
+
+    Raises:
+        TraceError: the agent cannot be traced, or has layers that cannot be cut.
+    """
+    components = agent.components()
+    places = {
+        module: (name, path)
+        for name, component in components.items()
+        for path, module in component.named_modules()
+        if isinstance(module, nn.Linear | nn.LayerNorm) or not list(module.children())
+    }
+    graph = _trace(components, agent.trace)
+    groups, seen = [], set()
+    for producer, (component, path) in places.items():
+        if not isinstance(producer, nn.Linear) or producer in seen:
+            continue
+        members = _members(graph, producer, places)
+        seen |= {m.module for m in members if m.role == "out"}
+        # What nobody reads is an output of the agent: actions, rewards, values, reconstructions.
+        if any(m.role == "in" for m in members):
+            groups.append(Group(f"{component}.{path}", members))
+    if not groups:
+        raise TraceError("trace() connects no two layers: there is nothing to prune")
+    return _with_names([g for g in groups if not g.coupling] + [g for g in groups if g.coupling])
+
+
+def _with_names(groups: list[Group]) -> list[Group]:
+    coupling = [g for g in groups if g.coupling]
+    if len(coupling) == 1:
+        groups[-1] = Group(COUPLING_NAME, coupling[0].members)
+    return groups
+
+
+def _trace(components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]) -> torch_pruning.DependencyGraph:
+    holder = nn.ModuleDict(components)
+    modes = {module: module.training for module in holder.modules()}
+    graph = torch_pruning.DependencyGraph()
+    try:
+        with torch.enable_grad():
+            graph.build_dependency(
+                holder, example_inputs=torch.zeros(1), forward_fn=lambda *_: trace(), verbose=False
+            )
+    except Exception as error:
+        raise TraceError(f"trace() cannot be followed: {type(error).__name__}: {error}") from error
+    finally:
+        for module, mode in modes.items():  # tracing leaves them in evaluation mode
+            module.training = mode
+    untraced = [
+        name for name, c in components.items() if not any(m in graph.module2node for m in c.modules())
+    ]
+    if untraced:
+        raise TraceError(f"trace() does not use {', '.join(untraced)}: every component must take part")
+    return graph
+
+
+def _members(
+    graph: torch_pruning.DependencyGraph, producer: nn.Linear, places: Mapping[nn.Module, tuple[str, str]]
+) -> tuple[Member, ...]:
+    """All layers that hold a part of the producer's outputs, the producer first."""
+    rows = list(range(producer.out_features))
+    found: dict[tuple[nn.Module, Role], Tensor] = {}
+    for dependency, index in graph.get_pruning_group(
+        producer, torch_pruning.prune_linear_out_channels, rows
+    ):
+        module = dependency.target.module
+        if module not in places:  # an operation without parameters
+            continue
+        reads = graph.is_in_channel_pruning_fn(dependency.handler)
+        if isinstance(module, nn.Linear):
+            role: Role = "in" if reads else "out"
+        elif isinstance(module, nn.LayerNorm):
+            role = "norm"
+        elif not list(module.parameters(recurse=False)):
+            continue
+        else:
+            component, path = places[module]
+            raise TraceError(
+                f"{component}.{path} is a {type(module).__name__}: units of Linear and LayerNorm can be removed"
+            )
+        found[module, role] = torch.as_tensor(index)
+    wrong = [places[m] for (m, _), index in found.items() if len(index) != len(rows)]
+    if wrong:
+        raise TraceError(f"{'.'.join(wrong[0])} does not follow {places[producer]} unit by unit")
+    order = {module: i for i, module in enumerate(places)}
+    keys = sorted(found, key=lambda k: (k[0] is not producer or k[1] != "out", order[k[0]], k[1]))
+    return tuple(Member(*places[m], m, role, found[m, role]) for m, role in keys)
