@@ -139,10 +139,10 @@ def load_training(checkpoint: Path) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(agent: TDMPC) -> dict[str, Tensor]:
-    """Adam's moments, by optimiser, parameter number and name."""
+    """Adam's moments, by number of the optimiser, number of the parameter, and name."""
     return {
-        f"{name}.{i}.{key}": value
-        for name, optimizer in agent.optimizers().items()
+        f"{n}.{i}.{key}": value
+        for n, optimizer in enumerate(agent.optimizers())
         for i, moments in optimizer.state_dict()["state"].items()
         for key, value in moments.items()
     }
@@ -150,9 +150,9 @@ def optimizer_tensors(agent: TDMPC) -> dict[str, Tensor]:
 
 def load_optimizers(agent: TDMPC, tensors: Mapping[str, Tensor]) -> None:
     """The reverse of `optimizer_tensors`."""
-    for name, optimizer in agent.optimizers().items():
+    for n, optimizer in enumerate(agent.optimizers()):
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in select(name, tensors).items():
+        for key, value in select(str(n), tensors).items():
             index, _, field = key.partition(".")
             moments.setdefault(int(index), {})[field] = value
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -55,10 +55,6 @@ class TDMPC:
         self.model_optimizer = torch.optim.Adam(self.model_parameters(), lr=config.lr, fused=fused)
         self.policy_optimizer = torch.optim.Adam(self.model.policy.parameters(), lr=config.lr, fused=fused)
         self.updates = 0
-
-    def components(self) -> Mapping[str, nn.Module]:
-        """The named sub-networks, in display order."""
-        return self.model.components()
 
     def model_parameters(self) -> list[nn.Parameter]:
         """Everything the model loss trains: all components but the policy."""
@@ -205,11 +201,34 @@ class TDMPC:
         """Weights rho^t as a column [steps, 1]."""
         return torch.tensor([[self.config.rho**t] for t in range(steps)], device=self.device)
 
-    # Storing
+    # What others need to know of it, to store it or to change its widths
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by name."""
-        return {"model": self.model_optimizer, "policy": self.policy_optimizer}
+    def components(self) -> Mapping[str, nn.Module]:
+        """The named sub-networks, in display order."""
+        return self.model.components()
+
+    def mirrors(self) -> Sequence[Mapping[str, nn.Module]]:
+        """Copies that follow the components index by index: the target networks."""
+        return [self.target.components()]
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """The optimisers: model, policy."""
+        return [self.model_optimizer, self.policy_optimizer]
+
+    def trace(self) -> Sequence[Tensor]:
+        """Outputs of an imagined rollout of two steps, through every component.
+
+        Two, because only the second step reads what the dynamics wrote. Actions are given: they are an
+        output of the policy, whose width is fixed.
+        """
+        z = self.model.encode(torch.zeros(1, self.obs_dim, device=self.device))
+        action = torch.zeros(1, self.action_dim, device=self.device)
+        outputs: list[Tensor] = []
+        for _ in range(2):
+            outputs += [*self.model.values(z, action).unbind(), self.model.policy(z)]
+            z, reward = self.model.next(z, action)
+            outputs.append(reward)
+        return outputs
 
 
 @contextmanager

@@ -131,7 +131,9 @@ def _with_names(groups: list[Group]) -> list[Group]:
     return groups
 
 
-def _trace(components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]) -> torch_pruning.DependencyGraph:
+def _trace(
+    components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]
+) -> torch_pruning.DependencyGraph:
     holder = nn.ModuleDict(components)
     modes = {module: module.training for module in holder.modules()}
     graph = torch_pruning.DependencyGraph()
@@ -159,9 +161,7 @@ def _members(
     """All layers that hold a part of the producer's outputs, the producer first."""
     rows = list(range(producer.out_features))
     found: dict[tuple[nn.Module, Role], Tensor] = {}
-    for dependency, index in graph.get_pruning_group(
-        producer, torch_pruning.prune_linear_out_channels, rows
-    ):
+    for dependency, index in graph.get_pruning_group(producer, torch_pruning.prune_linear_out_channels, rows):
         module = dependency.target.module
         if module not in places:  # an operation without parameters
             continue
