@@ -198,7 +198,7 @@ def warm_start_mean(planner, model, goal, horizon):
     return (planner.mean.numpy() - (1 - momentum) * elite_means) / momentum
 
 
-def one_iteration(**settings):
+def one_iteration():
     model = Toy(quadratic)
     return model, planner_of(model, iterations=1, num_samples=20, num_elites=4, discount=0.9, momentum=0.5)
 
@@ -353,6 +353,22 @@ def test_exploration_adds_noise_of_the_final_std():
     assert inside.sum() > 1_000
     assert abs(noise.mean()) < 0.015
     assert noise.std() == pytest.approx(0.15, rel=0.06)
+
+
+def test_exploration_noise_follows_the_elites():
+    """Around the elites' mean, drawing one adds their variance, and the noise adds it once more."""
+    model = Toy(quadratic)
+    planner = planner_of(
+        model, iterations=1, num_samples=12, num_elites=6, max_std=0.2, start_std=0.01, policy_std=0.01
+    )
+    action = planner.plan(torch.zeros(4_000, 1), horizon=1, min_std=0.01, explore=True).numpy()
+    candidates = model.candidates(1, 0)
+    scores = []
+    for i in range(4_000):
+        _, _, mean, std = refit(candidates[i], -(candidates[i, 0, :, 0] ** 2), 6)
+        assert std[0, 0] > 0.01
+        scores.append((action[i, 0] - mean[0, 0]) / std[0, 0])
+    assert np.mean(np.square(scores)) == pytest.approx(2, rel=0.1)
 
 
 def test_exploration_noise_is_of_the_first_step():

@@ -1,0 +1,42 @@
+"""Collects runs into a CSV of returns and a JSON of how they were made, both to be kept under results/.
+
+python results/collect.py results/dense-cartpole-swingup runs/a runs/b runs/c
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import tyro
+
+from tdmpc_prune.logger import read_metrics
+
+COLUMNS = ("task", "preset", "seed", "env_step", "return", "return_std")
+
+
+def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
+    """Writes OUT.csv, a row an evaluation, and OUT.json, an entry a run: command, commit, machine.
+
+    Args:
+        out: path of the results, without an ending.
+        runs: finished run folders.
+    """
+    rows, made = [], []
+    for run in runs:
+        record = json.loads((run / "config.json").read_text())
+        config = record.pop("config")
+        summary = json.loads((run / "summary.json").read_text())
+        made.append(record | {"seed": config["seed"], "minutes": summary["minutes"]})
+        for row in read_metrics(run / "metrics.jsonl"):
+            if "eval/return" in row:
+                fixed = [config["task"], config["preset"], config["seed"], row["env_step"]]
+                rows.append([*fixed, round(row["eval/return"], 2), round(row["eval/return_std"], 2)])
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
