@@ -82,15 +82,25 @@ def latest(folder: Path) -> Path | None:
     return existing[-1] if existing else None
 
 
+def find(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoint = path if (path / STATE).is_file() else latest(path / "checkpoints")
+    if checkpoint is None:
+        raise UserError(f"{path} is no run folder with a checkpoint: give the folder that `train` wrote")
+    return checkpoint
+
+
 def load_agent(path: Path, device: torch.device) -> StoredAgent:
     """Rebuilds the agent of a run folder or checkpoint at its own widths.
 
     Raises:
         UserError: there is no checkpoint, or it is not one of ours.
     """
-    checkpoint = path if (path / STATE).is_file() else latest(path / "checkpoints")
-    if checkpoint is None:
-        raise UserError(f"{path} is no run folder with a checkpoint: give the folder that `train` wrote")
+    checkpoint = find(path)
     try:
         state = read_state(checkpoint)
         agent = TDMPC(

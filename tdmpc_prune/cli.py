@@ -16,6 +16,7 @@ import tyro
 from envs import SimulatorError, check_simulators
 from tdmpc_prune.config import EvaluateConfig, Preset, TrainConfig, preset_defaults
 from tdmpc_prune.errors import Interrupted, UserError
+from tdmpc_prune.pruning.config import SparsityError
 
 PROG = "tdmpc-prune"
 DESCRIPTION = "Trains neural controllers, prunes them while they learn, and shows what is left."
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         check_simulators()
         return _train(config) if isinstance(config, TrainConfig) else _evaluate(config)
-    except (UserError, SimulatorError) as error:
+    except (UserError, SimulatorError, SparsityError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt):

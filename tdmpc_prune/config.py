@@ -10,6 +10,7 @@ import tyro
 
 from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
 from envs import TASKS, resolve_task
+from tdmpc_prune.pruning.config import PruneConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Preset = Literal["laptop", "paper", "debug"]
@@ -61,6 +62,10 @@ class TrainConfig:
     """Print the summary as one JSON object, and nothing else, on standard output."""
     agent: TDMPCConfig = field(default_factory=TDMPCConfig)
     """The agent; its defaults are the preset's."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    """Pruning while training; --prune.criterion none trains dense."""
+    init_from: Path | None = None
+    """Start from this finished run (agent, optimisers, replay) in place of a new agent: prunes after training."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
 
@@ -78,6 +83,8 @@ class TrainConfig:
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
         self._check_steps()
+        if self.prune.enabled:
+            self.prune.schedule_over(self.steps)
 
     @property
     def env_steps_per_action(self) -> int:
@@ -91,6 +98,8 @@ class TrainConfig:
 
     def _check_steps(self) -> None:
         """Refuses a run that would end before its first update."""
+        if self.init_from is not None:  # which has its random phase behind it
+            return
         random_steps = self.agent.random_steps * self.env_steps_per_action
         if self.steps <= random_steps:
             raise ValueError(

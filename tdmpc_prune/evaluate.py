@@ -85,13 +85,15 @@ class Evaluator:
         agent_step: int,
         *,
         controller: Literal["planner", "policy"] = "planner",
+        episodes: int | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Runs all episodes; `check` is called at every step and may raise to end the evaluation."""
+        """Runs all episodes, or the first few; `check` is called at every step and may raise to end the evaluation."""
         returns: list[float] = []
         lengths: list[int] = []
-        for first in range(0, self.episodes, len(self.envs)):
-            count = min(len(self.envs), self.episodes - first)
+        episodes = min(episodes or self.episodes, self.episodes)
+        for first in range(0, episodes, len(self.envs)):
+            count = min(len(self.envs), episodes - first)
             act = self._controller(agent, agent_step, controller, self.seed + first)
             chunk = self._episodes(act, first, count, check)
             returns += chunk[0]

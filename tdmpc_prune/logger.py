@@ -134,6 +134,15 @@ class Logger:
         self.bar.set_postfix_str(f"return {mean:.0f}")
         self.say(f"env step {env_step:>8,}   return {mean:7.1f} ± {std:.1f} over episodes")
 
+    def removal(self, row: Row) -> None:
+        """Shows a removal of units."""
+        before, after = (row.get(f"prune/return_{when}") for when in ("before", "after"))
+        effect = f"   return {before:.1f} -> {after:.1f}" if before is not None else ""
+        self.say(
+            f"env step {row['env_step']:>8,}   removed {row['prune/removed_units']} units: "
+            f"{row['prune/params']:,} parameters, sparsity {row['prune/sparsity']:.1%}{effect}"
+        )
+
     def say(self, line: str) -> None:
         """Prints a line above the progress bar, on standard error."""
         tqdm.write(line, file=sys.stderr)

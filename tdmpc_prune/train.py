@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tdmpc_prune import checkpoint
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.device import choose_device, set_threads
 from tdmpc_prune.errors import Interrupted
@@ -30,18 +29,16 @@ def train(config: TrainConfig) -> dict[str, Any]:
         return summary
     run = Training(config, folder, device)
     folder.create(config)
-    newest = checkpoint.latest(folder.checkpoints)
-    size = run.load(newest) if newest else 0
     log = Logger(
         config.wandb,
         folder=folder.path,
         metrics=folder.metrics,
-        size=size,
+        size=run.metrics_bytes,
         steps=config.steps,
         step=run.progress.env_step,
         settings=to_json(config),
     )
-    if newest:
+    if run.resumed:
         log.say(f"resumed at environment step {run.progress.env_step} of {config.steps}")
 
     try:
@@ -52,10 +49,18 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     run.update()
                 elif run.episode_unlogged:
                     log.write(run.episode_row())
+                elif run.removal_unlogged:
+                    row = run.removal_row(stop.check)
+                    log.write(row)
+                    log.removal(row)
                 elif run.evaluation_due:
                     evaluation = run.evaluate(stop.check)
                     log.write(run.evaluation_row(evaluation))
                     log.evaluation(run.progress.env_step, evaluation.mean, evaluation.std)
+                elif run.removal_due:
+                    event = run.remove(stop.check)
+                    if event.idle:
+                        log.say(f"warning: event {event.number} removed nothing (due: {event.scheduled:.1%})")
                 elif run.finished:
                     break
                 elif run.checkpoint_due:

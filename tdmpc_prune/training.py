@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from tdmpc_prune import checkpoint
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.evaluate import Evaluation, Evaluator
+from tdmpc_prune.pruning.groups import find_groups
+from tdmpc_prune.pruning.pruner import Event, Pruner
+from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.run_folder import RunFolder
 
 EVALUATION_SEED = 1_000_000
@@ -38,6 +41,8 @@ class Progress:
     """Training episodes whose row of metrics was written."""
     train_return: float = 0.0
     """Return of the last training episode."""
+    calibration_episodes: int = 0
+    """Episodes spent on calibrating the allocation."""
     eval_return: float = 0.0
     """Mean return of the last evaluation."""
     eval_std: float = 0.0
@@ -54,7 +59,15 @@ class Training:
     """
 
     def __init__(self, config: TrainConfig, folder: RunFolder, device: torch.device) -> None:
+        """Builds a new run, or the one that the folder's newest checkpoint holds.
+
+        Raises:
+            SparsityError: pruning cannot come to the sparsity asked for.
+        """
         self.config, self.folder = config, folder
+        newest = checkpoint.latest(folder.checkpoints)
+        self.resumed = newest is not None
+        source = newest or (config.init_from and checkpoint.find(config.init_from))
         agent_seed, replay_seed, collect_seed = _seeds(config.seed, 3)
         env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
         self.agent = TDMPC(
@@ -63,6 +76,7 @@ class Training:
             spaces.flatdim(env.action_space),
             seed=agent_seed,
             device=device,
+            widths=checkpoint.read_state(source)["architecture"] if source else None,
         )
         self.replay = self.agent.make_replay(replay_seed)
         self.planner = self.agent.make_planner()
@@ -74,9 +88,20 @@ class Training:
             seed=EVALUATION_SEED,
             action_repeat=config.action_repeat,
         )
+        self.pruner: Pruner | None = None
+        if config.prune.enabled:
+            losses = {name: "policy" if name == "policy" else "model" for name in self.agent.components()}
+            schedule = config.prune.schedule_over(config.steps)
+            self.pruner = Pruner(self.agent, config.prune, schedule, losses=losses, seed=config.seed)
         self.progress = Progress()
         self.losses: dict[str, Tensor] = {}
+        self.event_row: dict[str, float | int] = {}
+        self.metrics_bytes = 0
         self._since = time.perf_counter()
+        if source:
+            self._load(source)
+        if self.pruner and not self.resumed:
+            self.pruner.check_target()
 
     # What is due
 
@@ -97,6 +122,17 @@ class Training:
     def finished(self) -> bool:
         """Whether all steps are made."""
         return self.progress.env_step >= self.config.steps and self.collector.between_episodes
+
+    @property
+    def removal_due(self) -> bool:
+        """Between episodes: whether units are to be removed now."""
+        due = self.pruner is not None and self.pruner.due(self.progress.env_step)
+        return due and self.collector.between_episodes
+
+    @property
+    def removal_unlogged(self) -> bool:
+        """Whether units were removed and the effect is not measured yet."""
+        return bool(self.event_row)
 
     @property
     def evaluation_due(self) -> bool:
@@ -126,7 +162,9 @@ class Training:
     def update(self) -> None:
         """Makes one update of the agent."""
         batch = self.replay.sample(self.config.agent.batch_size)
-        losses, priority = self.agent.update(batch)
+        losses, priority = self.agent.update(batch, self.pruner.observe if self.pruner else None)
+        if self.pruner:
+            self.pruner.advance(self.progress.env_step / self.config.steps)
         self.replay.update_priorities(batch.index, priority)
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value
@@ -139,6 +177,54 @@ class Training:
         self.progress.eval_return, self.progress.eval_std = evaluation.mean, evaluation.std
         return evaluation
 
+    def remove(self, check: Callable[[], None]) -> Event:
+        """Removes the units that are due; all or nothing, so `check` may raise to give up before.
+
+        The return right before, and where it is due a calibration, are measured first.
+        """
+        assert self.pruner is not None
+        before = self._return(self.config.prune.eval_episodes, check)
+        calibrated = 0
+        step = self.progress.env_step
+        if self.pruner.calibration_due(step):
+            calibrated = self.pruner.calibrate(step, lambda removal: self._return_without(removal, check))
+            self.progress.calibration_episodes += calibrated * self.config.prune.calibration_episodes
+        self.planner.reset()
+        start = time.perf_counter()
+        event = self.pruner.prune(step)
+        self.event_row = {
+            "prune/event": event.number,
+            "prune/scheduled": event.scheduled,
+            "prune/removed_units": sum(event.removed.values()),
+            "prune/postponed_units": event.postponed,
+            "prune/against_guard": event.against_guard,
+            "prune/return_before": before,
+            "prune/calibration_measurements": calibrated,
+            "time/event_ms": 1e3 * (time.perf_counter() - start),
+        }
+        return event
+
+    def removal_row(self, check: Callable[[], None]) -> dict[str, float | int]:
+        """Metrics of the removal, with the return right after it."""
+        assert self.pruner is not None
+        after = self._return(self.config.prune.eval_episodes, check)
+        row = self._counters() | self.event_row | {"prune/return_after": after} | self.pruner.metrics()
+        self.event_row = {}
+        return {k: v for k, v in row.items() if v == v} | self._time()  # no return was measured: nan
+
+    def _return(self, episodes: int, check: Callable[[], None]) -> float:
+        if not episodes:
+            return float("nan")
+        return self.evaluator.run(self.agent, self.progress.agent_step, episodes=episodes, check=check).mean
+
+    def _return_without(self, removal: Mapping[str, Tensor], check: Callable[[], None]) -> float:
+        """Return of a copy of the agent that has lost these units."""
+        copy = self.agent.copy_for_acting()
+        if removal:
+            remove_units(copy, find_groups(copy), removal)
+        episodes = self.config.prune.calibration_episodes
+        return self.evaluator.run(copy, self.progress.agent_step, episodes=episodes, check=check).mean
+
     # Rows of metrics
 
     def episode_row(self) -> dict[str, float | int]:
@@ -147,7 +233,8 @@ class Training:
         means = {f"train/{name}": float(total) / count for name, total in self.losses.items()}
         self.losses = {}
         self.progress.logged_episodes = self.collector.episode
-        return self._counters() | {"train/return": self.progress.train_return} | means | self._time()
+        row = self._counters() | {"train/return": self.progress.train_return} | means | self._time()
+        return row | self.pruner.importance_metrics() | self.pruner.metrics() if self.pruner else row
 
     def evaluation_row(self, evaluation: Evaluation) -> dict[str, float | int]:
         """Metrics of an evaluation."""
@@ -158,6 +245,7 @@ class Training:
                 "eval/return_std": evaluation.std,
                 "eval/plan_ms": evaluation.plan_ms,
             }
+            | (self.pruner.metrics() if self.pruner else {})
             | self._time()
         )
 
@@ -171,6 +259,7 @@ class Training:
             "return": self.progress.eval_return,
             "return_std": self.progress.eval_std,
             "parameters": sum(p.numel() for p in self.agent.model.parameters()),
+            "sparsity": self.pruner.sparsity if self.pruner else 0.0,
             "minutes": round(self.elapsed() / 60, 2),
             "run": str(self.folder.path),
         }
@@ -207,6 +296,8 @@ class Training:
             **checkpoint.prefixed("collector", self.collector.state_dict()),
             **checkpoint.prefixed("losses", self.losses),
         }
+        if self.pruner:
+            tensors |= checkpoint.prefixed("pruner", self.pruner.state_dict())
         if self.planner.mean is not None:
             tensors["planner_mean"] = self.planner.mean
         state: dict[str, Any] = {
@@ -215,26 +306,37 @@ class Training:
             "action_repeat": self.config.env_steps_per_action,
             "progress": asdict(self.progress),
             "updates": self.agent.updates,
+            "pruner": self.pruner and self.pruner.record(),
+            "event_row": self.event_row,
             "metrics_bytes": metrics_bytes,
         }
         return checkpoint.save(self.folder.checkpoints, self.agent, training=tensors, state=state)
 
-    def load(self, path: Path) -> int:
-        """Goes on from a checkpoint; returns how much of metrics.jsonl belongs to it, in bytes."""
+    def _load(self, path: Path) -> None:
+        """Goes on from a checkpoint of this run, or begins with what another one has learned."""
         state = checkpoint.read_state(path)
         checkpoint.load_networks(path, self.agent)
         tensors = checkpoint.load_training(path)
         checkpoint.load_optimizers(self.agent, checkpoint.select("optimizer", tensors))
         self.replay.load_state_dict(checkpoint.select("replay", tensors))
-        self.collector.load_state_dict(checkpoint.select("collector", tensors))
-        self.losses = checkpoint.select("losses", tensors)
         self.agent.generator.set_state(tensors["rng.agent"])
         self.replay.generator.set_state(tensors["rng.replay"])
+        self.agent.updates = state["updates"]
+        progress = Progress(**state["progress"])
+        if not self.resumed:
+            # Its schedules and its stream of episodes go on, this run's own counters begin.
+            self.progress.agent_step = progress.agent_step
+            self.collector.episode = self.progress.logged_episodes = int(tensors["collector.episode"])
+            return
+        self.progress = progress
+        self.collector.load_state_dict(checkpoint.select("collector", tensors))
+        self.losses = checkpoint.select("losses", tensors)
         mean = tensors.get("planner_mean")
         self.planner.mean = None if mean is None else mean.to(self.agent.device)
-        self.agent.updates = state["updates"]
-        self.progress = Progress(**state["progress"])
-        return state["metrics_bytes"]
+        if self.pruner:
+            self.pruner.load(state["pruner"], checkpoint.select("pruner", tensors))
+        self.event_row = state["event_row"]
+        self.metrics_bytes = state["metrics_bytes"]
 
     def close(self) -> None:
         """Frees the simulators."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from agents.tdmpc.planner import Planner
 from agents.tdmpc.world_model import Architecture, WorldModel, architecture
 
 LOSS_LIMIT = 1e4
+
+Observe = Callable[[Iterable[nn.Parameter]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,13 @@ class TDMPC:
         self.model_optimizer = torch.optim.Adam(self.model_parameters(), lr=config.lr, fused=fused)
         self.policy_optimizer = torch.optim.Adam(self.model.policy.parameters(), lr=config.lr, fused=fused)
         self.updates = 0
+
+    def copy_for_acting(self) -> TDMPC:
+        """An agent with a copy of the online networks, random numbers and optimisers of its own."""
+        sizes = self.model.architecture()
+        copy = TDMPC(self.config, self.obs_dim, self.action_dim, device=self.device, widths=sizes)
+        copy.model.load_state_dict(self.model.state_dict())
+        return copy
 
     def model_parameters(self) -> list[nn.Parameter]:
         """Everything the model loss trains: all components but the policy."""
@@ -115,8 +124,12 @@ class TDMPC:
 
     # Learning
 
-    def update(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """One step of model, policy and target; returns its losses (scalars) and new priorities [B]."""
+    def update(self, batch: Batch, observe: Observe | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """One step of model, policy and target; returns its losses (scalars) and new priorities [B].
+
+        `observe` is called after each backward pass and before clipping, with the parameters whose
+        gradients it brought: the model's, then the policy's.
+        """
         config = self.config
         self.model_optimizer.zero_grad(set_to_none=True)
         losses, latents = self.model_losses(batch)
@@ -127,6 +140,8 @@ class TDMPC:
         )
         weighted = (total * batch.weight).mean()
         (weighted / config.horizon).backward()
+        if observe:
+            observe(self.model_parameters())
         grad_norm = nn.utils.clip_grad_norm_(self.model_parameters(), config.grad_clip)
         self.model_optimizer.step()
 
@@ -134,6 +149,8 @@ class TDMPC:
         with frozen(self.model.q):
             policy_loss = self.policy_loss(latents)
             policy_loss.backward()
+        if observe:
+            observe(self.model.policy.parameters())
         nn.utils.clip_grad_norm_(self.model.policy.parameters(), config.grad_clip)
         self.policy_optimizer.step()
 

@@ -105,9 +105,7 @@ def test_total_weighs_every_sequence(settings):
     expected, _ = by_hand(agent, batch)
     metrics, priority = agent.update(batch)
     np.testing.assert_allclose(priority, expected["priority"], **CLOSE)
-    assert metrics["total_loss"].item() == pytest.approx(
-        total_loss(expected, batch, agent.config), rel=1e-6
-    )
+    assert metrics["total_loss"].item() == pytest.approx(total_loss(expected, batch, agent.config), rel=1e-6)
     for name in ("consistency", "reward", "value"):
         assert metrics[f"{name}_loss"].item() == pytest.approx(expected[name].mean(), rel=1e-6)
     assert not any(v.requires_grad for v in metrics.values())
@@ -186,9 +184,7 @@ def test_gradient_of_the_policy_loss():
     for _ in range(3):
         direction = {n: rng.normal(size=w.shape) for n, w in online.items() if n.startswith("policy.")}
         found = sum(
-            (p.grad.numpy() * direction[n]).sum()
-            for n, p in agent.model.named_parameters()
-            if n in direction
+            (p.grad.numpy() * direction[n]).sum() for n, p in agent.model.named_parameters() if n in direction
         )
         expected = slope(lambda w: policy_loss(w, online, rollouts, agent.config), online, direction)
         assert abs(expected) > 1e-4

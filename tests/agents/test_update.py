@@ -12,19 +12,18 @@ from agents.tdmpc.config import DEBUG, LAPTOP, PAPER
 
 def test_optimisers_partition_the_online_parameters():
     agent = random_agent(num_q=3)
-    held = {
-        name: [id(p) for group in optimizer.param_groups for p in group["params"]]
-        for name, optimizer in agent.optimizers().items()
-    }
-    assert set(held) == {"model", "policy"}
+    model, policy = (
+        [id(p) for group in optimizer.param_groups for p in group["params"]]
+        for optimizer in agent.optimizers()
+    )
     online = {id(p): name for name, p in agent.model.named_parameters()}
-    assert sorted(held["model"] + held["policy"]) == sorted(online)
-    assert {online[i].split(".")[0] for i in held["policy"]} == {"policy"}
-    assert {online[i].split(".")[0] for i in held["model"]} == {"encoder", "dynamics", "reward", "q"}
+    assert sorted(model + policy) == sorted(online)
+    assert {online[i].split(".")[0] for i in policy} == {"policy"}
+    assert {online[i].split(".")[0] for i in model} == {"encoder", "dynamics", "reward", "q"}
 
 
 def test_optimisers_are_adam_as_published():
-    for optimizer in TDMPC(PAPER, 5, 1).optimizers().values():
+    for optimizer in TDMPC(PAPER, 5, 1).optimizers():
         assert type(optimizer) is torch.optim.Adam
         (group,) = optimizer.param_groups
         assert (group["lr"], group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]) == (
@@ -46,13 +45,13 @@ def test_settings_as_published():
         assert (preset.replay.alpha, preset.replay.beta, preset.policy_std) == (0.6, 0.4, 0.05)
         planner = preset.planner
         assert (planner.temperature, planner.momentum, planner.max_std) == (0.5, 0.1, 2.0)
-    assert (PAPER.latent_dim, PAPER.encoder_dim, PAPER.hidden_dim, PAPER.random_steps) == (50, 256, 512, 5_000)
+    assert (PAPER.latent_dim, PAPER.encoder_dim, PAPER.hidden_dim) == (50, 256, 512)
+    assert (PAPER.random_steps, PAPER.schedule_steps) == (5_000, 25_000)
     planner = PAPER.planner
     sizes = (planner.iterations, planner.num_samples, planner.num_policy_samples, planner.num_elites)
     assert sizes == (6, 512, 25, 64)
-    assert (LAPTOP.latent_dim, LAPTOP.encoder_dim, LAPTOP.hidden_dim, LAPTOP.random_steps) == (
-        32, 128, 128, 1_000,
-    )  # fmt: skip
+    assert (LAPTOP.latent_dim, LAPTOP.encoder_dim, LAPTOP.hidden_dim) == (32, 128, 128)
+    assert (LAPTOP.random_steps, LAPTOP.schedule_steps) == (1_000, 3_000)
     planner = LAPTOP.planner
     assert (planner.iterations, planner.num_samples, planner.num_elites) == (4, 128, 16)
 
@@ -153,6 +152,29 @@ def test_schedules(preset, step, horizon, std):
 def test_no_schedule():
     config = tiny_config(schedule_steps=0, policy_std=0.05)
     assert (config.horizon_at(0), config.std_at(0)) == (3, 0.05)
+
+
+def test_mirrors_are_the_target_networks():
+    agent = random_agent(num_q=3)
+    (mirror,) = agent.mirrors()
+    assert list(mirror) == ["encoder", "dynamics", "reward", "policy", "q1", "q2", "q3"]
+    held = [p.data_ptr() for component in mirror.values() for p in component.parameters()]
+    assert held == [p.data_ptr() for p in agent.target.parameters()]
+    for name, component in agent.components().items():
+        shapes = [p.shape for p in component.parameters()]
+        assert shapes == [p.shape for p in mirror[name].parameters()]
+
+
+def test_trace_depends_on_every_parameter():
+    agent = TDMPC(tiny_config(num_q=3), 4, 2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in agent.model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    sum(output.sum() for output in agent.trace()).backward()
+    zero_input = {"encoder.0.weight"}  # the observation is zero
+    for name, parameter in agent.model.named_parameters():
+        assert (parameter.grad != 0).any() == (name not in zero_input), name
 
 
 class RecordingPlanner:

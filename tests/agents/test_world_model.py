@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def test_layer_constants(paper):
 
 def test_parameter_count_is_that_of_the_paper(paper):
     def count(sizes):
-        return sum(a * b + b for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        return sum(a * b + b for a, b in pairwise(sizes))
 
     expected = sum(count(sizes) for sizes in PAPER_WIDTHS.values()) + 2 * (512 + 512)
     assert expected == 1_490_024

@@ -27,7 +27,7 @@ CARTPOLE = [
 """3 episodes of 25 agent steps."""
 PENDULUM = [
     *("InvertedPendulum-v5", *TINY, *QUIET, "--agent.random-steps", "15"),
-    *("--steps", "120", "--eval-every", "60", "--checkpoint-every", "60"),
+    *("--steps", "80", "--eval-every", "40", "--checkpoint-every", "40"),
 ]
 """Episodes of a few steps, which end because the pendulum falls."""
 ARGUMENTS = {"cartpole": CARTPOLE, "pendulum": PENDULUM}

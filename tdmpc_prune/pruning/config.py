@@ -1,0 +1,154 @@
+"""Settings of pruning. Imports nothing heavy: the command's help needs them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from tdmpc_prune.pruning.schedule import Kind, Schedule
+
+Criterion = Literal[
+    "gradient",
+    "fisher",
+    "fisher-saliency",
+    "bayesian",
+    "bayesian-saliency",
+    "taylor",
+    "magnitude",
+    "random",
+]
+Allocation = Literal["uniform", "global", "calibrated"]
+Normalisation = Literal["component", "loss", "none"]
+
+
+class SparsityError(ValueError):
+    """The limits do not allow the sparsity asked for; the message says why, and how much they allow."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ImportanceConfig:
+    """How gradients are smoothed into scores."""
+
+    beta_start: float = 0.9
+    """Smoothing factor at the start of training, and of the current energy in the Bayesian score."""
+    beta_end: float = 0.999
+    """Smoothing factor at its end; a cosine in between."""
+    warmup: int = 200
+    """Updates before scores count: zero-initialised heads pass no gradients down at first."""
+    normalisation: Normalisation = "component"
+    """Scores are divided by their mean over the component, over all units of the same loss, or not at all."""
+    credible: float = 0.9
+    """Bayesian: the quantile of the expected energy that counts (the upper end of its credible interval)."""
+    guard: float = 0.95
+    """Probability that a unit's expected energy is below the cut, before it may be removed; 0: off."""
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.beta_start <= self.beta_end < 1,
+            f"beta_start is {self.beta_start}, beta_end {self.beta_end}; choose 0 <= start <= end < 1",
+        )
+        require(self.warmup >= 1, f"warmup is {self.warmup}; choose at least 1")
+        require(
+            self.normalisation in get_args(Normalisation),
+            f"normalisation is {self.normalisation!r}; choose {', '.join(get_args(Normalisation))}",
+        )
+        require(0 < self.credible < 1, f"credible is {self.credible}; choose more than 0 and less than 1")
+        require(0 <= self.guard < 1, f"guard is {self.guard}; choose 0 (off) or more and less than 1")
+
+    def beta(self, progress: float) -> float:
+        """The smoothing factor at `progress` = t/T: quick to adapt early, steady late."""
+        p = min(max(progress, 0.0), 1.0)
+        return self.beta_end - (self.beta_end - self.beta_start) * (1 + math.cos(math.pi * p)) / 2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What every allocation respects."""
+
+    coupling: float = 1.0
+    """Coefficient of coupling groups: 0 protects them, 1 treats them like the others."""
+    coupling_cap: float = 1.0
+    """Largest share of a coupling group that may go."""
+    component: Mapping[str, float] = field(default_factory=dict)
+    """Coefficient per component, where it is not 1."""
+    min_units: int = 4
+    """Units that every group keeps."""
+    round_to: int = 1
+    """Widths left are multiples of this: some processors are quicker then."""
+
+    def __post_init__(self) -> None:
+        named = {"coupling": self.coupling} | {f"component {k}": c for k, c in self.component.items()}
+        for name, coefficient in named.items():
+            require(0 <= coefficient < math.inf, f"{name} is {coefficient}; choose 0 (protected) or more")
+        require(
+            0 <= self.coupling_cap <= 1, f"coupling_cap is {self.coupling_cap}; choose a share from 0 to 1"
+        )
+        for name in ("min_units", "round_to"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; choose at least 1")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Pruning while training: units are removed for good, on a schedule, by importance."""
+
+    criterion: Criterion | Literal["none"] = "taylor"
+    """Score that decides which units go; none: train dense."""
+    sparsity: float = 0.8
+    """Share of the parameters to remove."""
+    allocation: Allocation = "uniform"
+    """uniform: the same share of every group; global: all groups ranked together; calibrated: by return."""
+    schedule: Kind = "cosine"
+    """Course of the sparsity between `start` and `end`."""
+    start: float = 0.2
+    """Share of training after which removals begin."""
+    end: float = 0.8
+    """Share of training after which the sparsity is reached."""
+    events: int = 12
+    """Removals in between, evenly spaced."""
+    eval_episodes: int = 3
+    """Episodes right before and right after every removal; 0: none."""
+    calibrations: int = 2
+    """calibrated: how many events measure anew what the return can spare."""
+    calibration_episodes: int = 3
+    """calibrated: episodes per measurement."""
+    limits: Limits = field(default_factory=Limits)
+    """What every allocation respects."""
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+    """How gradients become scores."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.sparsity < 1, f"sparsity is {self.sparsity}; choose more than 0 and less than 1")
+        require(
+            0 <= self.start < self.end <= 1,
+            f"start is {self.start} and end {self.end}; choose shares of training, 0 <= start < end <= 1",
+        )
+        require(self.events >= 1, f"events is {self.events}; choose at least 1")
+        require(self.eval_episodes >= 0, f"eval_episodes is {self.eval_episodes}; choose 0 or more")
+        require(self.calibrations >= 1, f"calibrations is {self.calibrations}; choose at least 1")
+        require(
+            self.calibration_episodes >= 1,
+            f"calibration_episodes is {self.calibration_episodes}; choose at least 1",
+        )
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is pruned."""
+        return self.criterion != "none"
+
+    def schedule_over(self, steps: int) -> Schedule:
+        """The schedule of a run of `steps` environment steps."""
+        return Schedule(
+            kind=self.schedule,
+            start=round(self.start * steps),
+            end=round(self.end * steps),
+            events=self.events,
+            final=self.sparsity,
+        )

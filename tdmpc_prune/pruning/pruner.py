@@ -1,0 +1,276 @@
+"""The only part of pruning that a training loop meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tdmpc_prune.pruning.allocation import Curve, allocate, check_target
+from tdmpc_prune.pruning.config import PruneConfig
+from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
+from tdmpc_prune.pruning.importance import ImportanceTracker
+from tdmpc_prune.pruning.schedule import Schedule
+from tdmpc_prune.pruning.size import SizeModel
+from tdmpc_prune.pruning.surgery import keep_indices, remove_units
+
+LOGGED_CRITERIA = (
+    "gradient",
+    "fisher",
+    "fisher-saliency",
+    "bayesian",
+    "bayesian-saliency",
+    "taylor",
+    "magnitude",
+)
+SHARES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one removal did."""
+
+    number: int
+    """1 for the first; where a loop came late, several events are one."""
+    scheduled: float
+    """Sparsity that was due."""
+    sparsity: float
+    """Sparsity that is reached."""
+    removed: dict[str, int]
+    """Units removed, by group."""
+    postponed: int
+    """Units that the Bayesian guard kept for now."""
+    against_guard: int
+    """Units that went although the guard would have kept them: the schedule ends here."""
+
+    idle: bool
+    """Whether nothing went, although more was due than the largest unit holds and no guard objected."""
+
+
+class Pruner:
+    """Scores an agent's units while it learns, and removes them on schedule.
+
+    A training loop calls `observe` after each backward pass, `advance` once per update and, where it fits
+    between updates, `prune` when `due`.
+    """
+
+    def __init__(
+        self,
+        agent: Prunable,
+        config: PruneConfig,
+        schedule: Schedule,
+        *,
+        losses: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Traces the agent.
+
+        Args:
+            agent: what to prune.
+            config: how.
+            schedule: when.
+            losses: the loss that trains each component, for `importance.normalisation="loss"`.
+            seed: of the criterion `random`.
+
+        Raises:
+            TraceError: the agent cannot be traced.
+        """
+        self.agent, self.config, self.schedule = agent, config, schedule
+        self.groups: list[Group] = find_groups(agent)
+        self.size = SizeModel(agent.components(), self.groups)
+        self.initial_widths = self.size.widths
+        self.tracker = ImportanceTracker(self.groups, config.importance, losses=losses, seed=seed)
+        self.events = 0
+        self.calibrations = 0
+        self.curves: dict[str, Curve] | None = None
+
+    def check_target(self) -> None:
+        """Refuses a schedule that the limits do not allow.
+
+        Raises:
+            SparsityError: says why, and how far they go.
+        """
+        check_target(self.schedule.final, self.size, self.initial_widths, self.config.limits, self.groups)
+
+    # While learning
+
+    def observe(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Reads the gradients of these parameters: after backward, before clipping."""
+        self.tracker.observe(parameters)
+
+    def advance(self, progress: float) -> None:
+        """Ends an update; `progress`: share of training that is over, 0 to 1."""
+        self.tracker.advance(progress)
+
+    # Removing
+
+    def due(self, step: int) -> bool:
+        """Whether a removal is due at this step of the schedule, and scores count by now."""
+        return self.tracker.ready and self.schedule.due(step, self.events)
+
+    def calibration_due(self, step: int) -> bool:
+        """Whether the next removal should know anew what the return can spare."""
+        return self.config.allocation == "calibrated" and self._calibrations_by(step) > self.calibrations
+
+    def calibrate(self, step: int, measure: Callable[[Mapping[str, Tensor]], float]) -> int:
+        """Measures what the return can spare, group by group [ours]; returns how often it measured.
+
+        Args:
+            step: step of the schedule.
+            measure: from units to remove, by group, to the return without them; {}: of the whole.
+        """
+        whole = measure({})
+        curves: dict[str, Curve] = {}
+        scores = self.tracker.scores(self._criterion)
+        for group in self.groups:
+            order = torch.argsort(scores[group.name].cpu(), stable=True)
+            counts = sorted({min(round(s * group.units), group.units - 1) for s in SHARES} - {0})
+            drops = [max(whole - measure({group.name: order[:n]}), 0.0) for n in counts]
+            curves[group.name] = Curve(
+                width=group.units,
+                shares=(0.0, *(n / group.units for n in counts)),
+                drops=(0.0, *drops),
+                full=max(whole, *drops, 0.0),
+            )
+        self.curves = curves
+        self.calibrations = self._calibrations_by(step)
+        return 1 + sum(len(c.shares) - 1 for c in curves.values())
+
+    def prune(self, step: int) -> Event:
+        """Removes what is due at this step of the schedule."""
+        scheduled, events = self.schedule.sparsity(step), self._events_by(step)
+        last = events == len(self.schedule.event_steps())
+        wanted = self.choose(scheduled, guarded=False)
+        held = self.choose(scheduled, guarded=True) if self._guards else wanted
+        kept_back = _count(wanted) - _count(held)
+        removal = wanted if last else held
+        kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
+        self.groups = remove_units(self.agent, self.groups, removal)
+        self.tracker.keep(kept, self.groups)
+        self.events = events
+        missing = self.initial_parameters * (scheduled - self.sparsity)
+        return Event(
+            number=self.events,
+            scheduled=scheduled,
+            sparsity=self.sparsity,
+            removed={name: len(units) for name, units in removal.items()},
+            postponed=0 if last else kept_back,
+            against_guard=kept_back if last else 0,
+            idle=not wanted and missing > max(g.unit_parameters for g in self.groups),
+        )
+
+    def choose(self, sparsity: float, *, guarded: bool) -> dict[str, Tensor]:
+        """Units to remove, by group, to come to a sparsity; `guarded`: only those the evidence lets go."""
+        allocation = self.config.allocation
+        if allocation == "calibrated" and self.curves is None:
+            allocation = "uniform"  # until the first calibration
+        ranked = self.tracker.normalised if allocation == "global" else self.tracker.scores
+        return allocate(
+            allocation,
+            self.groups,
+            ranked(self._criterion),
+            self.size,
+            self.initial_widths,
+            self.initial_parameters,
+            sparsity,
+            self.config.limits,
+            curves=self.curves,
+            removable=self._removable if guarded else None,
+        )
+
+    def _events_by(self, step: int) -> int:
+        return sum(event <= step for event in self.schedule.event_steps())
+
+    def _calibrations_by(self, step: int) -> int:
+        """Calibrations whose time has come: evenly spread over the events, none at the very first of many."""
+        count, parts = len(self.schedule.event_steps()), self.config.calibrations + 1
+        first_events = (max(round(count * i / parts), 1) for i in range(1, parts))
+        return sum(event <= self._events_by(step) for event in first_events)
+
+    @property
+    def _criterion(self) -> str:
+        return self.config.criterion
+
+    @property
+    def _guards(self) -> bool:
+        return self._criterion.startswith("bayesian") and self.config.importance.guard > 0
+
+    def _removable(self, name: str, count: int) -> Tensor:
+        """Units whose expected energy is below that of the first unit to stay, beyond doubt."""
+        energies = self.tracker.expected_energy(name).sort().values
+        return self.tracker.removable(name, float(energies[min(count, len(energies) - 1)]))
+
+    # What is left
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Units left, by group."""
+        return {g.name: g.units for g in self.groups}
+
+    @property
+    def initial_parameters(self) -> int:
+        """Parameters of the online networks before anything was removed."""
+        return self.size.parameters(self.initial_widths)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of those parameters that is gone."""
+        return 1 - self.size.parameters(self.widths) / self.initial_parameters
+
+    def metrics(self) -> dict[str, float | int]:
+        """Sparsity, widths, parameters and multiply-accumulates, under their names in metrics.jsonl."""
+        widths = self.widths
+        first = self.size.component_parameters(self.initial_widths)
+        now = self.size.component_parameters(widths)
+        return {
+            "prune/sparsity": self.sparsity,
+            "prune/events": self.events,
+            "prune/params": self.size.parameters(widths),
+            "prune/macs": self.size.macs(widths),
+            **{f"prune/sparsity/{name}": 1 - now[name] / first[name] for name in first},
+            **{f"prune/width/{name}": width for name, width in widths.items()},
+        }
+
+    def importance_metrics(self) -> dict[str, float]:
+        """Mean importance of every group under every criterion, raw and normalised."""
+        if not self.tracker.updates:
+            return {}
+        metrics: dict[str, float] = {}
+        for criterion in LOGGED_CRITERIA:
+            raw = self.tracker.group_means(criterion)
+            normalised = self.tracker.group_means_normalised(criterion)
+            metrics |= {f"importance/{criterion}/{name}": value for name, value in raw.items()}
+            metrics |= {f"importance_normalised/{criterion}/{name}": v for name, v in normalised.items()}
+        return metrics
+
+    # Storing
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tracker's tensors."""
+        return self.tracker.state_dict()
+
+    def record(self) -> dict[str, Any]:
+        """Everything else, as JSON values."""
+        return {
+            "events": self.events,
+            "calibrations": self.calibrations,
+            "initial_widths": dict(self.initial_widths),
+            "curves": self.curves and {name: asdict(curve) for name, curve in self.curves.items()},
+        }
+
+    def load(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from `record` and `state_dict`; the agent has its widths of then already."""
+        self.events, self.calibrations = record["events"], record["calibrations"]
+        self.initial_widths = dict(record["initial_widths"])
+        self.curves = record["curves"] and {
+            name: Curve(curve["width"], tuple(curve["shares"]), tuple(curve["drops"]), curve["full"])
+            for name, curve in record["curves"].items()
+        }
+        self.tracker.load_state_dict(dict(tensors))
+
+
+def _count(removal: Mapping[str, Tensor]) -> int:
+    return sum(len(units) for units in removal.values())

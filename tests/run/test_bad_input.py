@@ -1,0 +1,399 @@
+"""Mistakes: exit code 2, one line that says what to do, nothing on stdout, and nothing changed."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_runs import CARTPOLE, PENDULUM, checkpoints, tree
+
+from tdmpc_prune import cli
+from tdmpc_prune.cli import parse
+from tdmpc_prune.errors import UserError
+
+TASK = ["train", "cartpole-swingup", "--preset", "debug", "--wandb.mode", "disabled"]
+
+
+@pytest.fixture
+def refused(capfd, tmp_path, monkeypatch):
+    """Runs a command that must be refused; returns its one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*arguments):
+        before = tree(tmp_path)
+        capfd.readouterr()
+        code = cli.main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        assert code == 2, err
+        assert out == ""
+        assert err.endswith("\n")
+        assert len(err.splitlines()) == 1, err
+        assert err.startswith("tdmpc-prune: ")
+        assert len(err) < 500
+        assert not set(err) & set("│╭╰─┌└")
+        assert "Traceback" not in err
+        assert tree(tmp_path) == before
+        return err
+
+    return run
+
+
+WRONG = {
+    "unknown verb": (["trian", "cartpole-swingup"], "train, evaluate"),
+    "verb is an option's value": (["--seed", "1", "train"], ""),
+    "unknown preset": (["train", "cartpole-swingup", "--preset", "huge"], "laptop, paper, debug"),
+    "unknown preset, other spelling": (
+        ["train", "cartpole-swingup", "--preset=huge"],
+        "laptop, paper, debug",
+    ),
+    "preset without a value": (["train", "cartpole-swingup", "--preset"], "preset"),
+    "no task": (["train"], "task"),
+    "two tasks": (["train", "cartpole-swingup", "walker-walk"], "walker-walk"),
+    "unknown task": (["train", "cartpole-swingupp"], "did you mean cartpole-swingup"),
+    "unknown task, version 4": (["train", "InvertedPendulum-v4"], "InvertedPendulum-v5"),
+    "unknown task, nothing near": (["train", "qqqqqq"], "python -m envs"),
+    "unknown setting": ([*TASK, "--agent.hiden-dim", "3"], "--agent.hidden-dim"),
+    "unknown setting, nothing near": ([*TASK, "--qqqqqqqq", "3"], "--qqqqqqqq"),
+    "unknown setting as W&B writes it": ([*TASK, "agent.qqqqqqqq=3"], "agent.qqqqqqqq"),
+    "setting without a value": ([*TASK, "--steps"], "steps"),
+    "word for a number": ([*TASK, "--steps", "many"], "many"),
+    "fraction for a whole number": ([*TASK, "--steps", "1000.5"], "1000.5"),
+    "word for a fraction": ([*TASK, "--agent.lr", "small"], "small"),
+    "no such choice": ([*TASK, "--wandb.mode", "sometimes"], "sometimes"),
+    "value for a switch": ([*TASK, "--json", "7"], "7"),
+    "no such device": ([*TASK, "--device", "tpu"], "tpu"),
+    "no steps": ([*TASK, "--steps", "0"], "steps is 0"),
+    "negative steps": ([*TASK, "--steps", "-5"], "steps is -5"),
+    "negative seed": ([*TASK, "--seed", "-1"], "seed is -1"),
+    "huge seed": ([*TASK, "--seed", "2147483648"], "2147483647"),
+    "no action repeat": ([*TASK, "--action-repeat", "0"], "action_repeat is 0"),
+    "never evaluate": ([*TASK, "--eval-every", "0"], "eval_every is 0"),
+    "no evaluation episodes": ([*TASK, "--eval-episodes", "0"], "eval_episodes is 0"),
+    "never save": ([*TASK, "--checkpoint-every", "-1"], "checkpoint_every is -1"),
+    "negative threads": ([*TASK, "--threads", "-1"], "threads is -1"),
+    "steps below the random steps": ([*TASK, "--steps", "400"], "--agent.random-steps"),
+    "the same with an action repeat": (
+        [*TASK, "--steps", "400", "--action-repeat", "10", "--agent.random-steps", "40"],
+        "action repeat 10",
+    ),
+    "no width": ([*TASK, "--agent.latent-dim", "0"], "latent_dim is 0"),
+    "negative width": ([*TASK, "--agent.hidden-dim", "-8"], "hidden_dim is -8"),
+    "no batch": ([*TASK, "--agent.batch-size", "0"], "batch_size is 0"),
+    "no horizon": ([*TASK, "--agent.horizon", "0"], "horizon is 0"),
+    "one Q-function": ([*TASK, "--agent.num-q", "1"], "at least 2"),
+    "discount 1": ([*TASK, "--agent.discount", "1"], "discount is 1"),
+    "NaN": ([*TASK, "--agent.lr", "nan"], "lr is nan"),
+    "infinity": ([*TASK, "--agent.grad-clip", "inf"], "grad_clip is inf"),
+    "NaN as W&B writes it": ([*TASK, "agent.tau=NaN"], "tau is nan"),
+    "NaN coefficient": ([*TASK, "--agent.value-coef", "nan"], "value_coef is nan"),
+    "negative coefficient": ([*TASK, "--agent.reward-coef=-0.1"], "reward_coef is -0.1"),
+    "NaN temperature": ([*TASK, "--agent.planner.temperature", "nan"], "temperature is nan"),
+    "NaN momentum": ([*TASK, "--agent.planner.momentum", "nan"], "momentum is nan"),
+    "too many elites": ([*TASK, "--agent.planner.num-elites", "64"], "33 sequences"),
+    "no samples": ([*TASK, "--agent.planner.num-samples", "0"], "num_samples is 0"),
+    "spread upside down": ([*TASK, "--agent.planner.start-std", "3"], "max_std"),
+    "tiny replay": ([*TASK, "--agent.replay.capacity", "10"], "capacity is 10"),
+    "NaN priority exponent": ([*TASK, "--agent.replay.alpha", "nan"], "alpha is nan"),
+    "replay smaller than an episode": (
+        [*TASK, "--threads", "1", "--agent.replay.capacity", "100", "--eval-episodes", "1"],
+        "capacity",
+    ),
+    "horizon longer than an episode": (
+        [
+            *(*TASK, "--threads", "1", "--steps", "1001", "--eval-episodes", "1", "--eval-every", "9999"),
+            *("--agent.horizon", "126", "--agent.schedule-steps", "99999"),
+        ],
+        "horizon",
+    ),
+    "evaluate nothing": (["evaluate"], "RUN"),
+    "evaluate what is not there": (["evaluate", "no-such-run"], "no-such-run"),
+    "evaluate no episodes": (["evaluate", "x", "--episodes", "0"], "episodes is 0"),
+    "evaluate with another controller": (["evaluate", "x", "--controller", "human"], "human"),
+    "evaluate with a negative seed": (["evaluate", "x", "--seed", "-1"], "seed is -1"),
+    "a video that is none": (["evaluate", "x", "--video", "film.gif"], ".mp4"),
+    "a setting of the other verb": (["evaluate", "x", "--steps", "5"], "--steps"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_command_lines(case, refused):
+    arguments, said = WRONG[case]
+    assert said.lower() in refused(*arguments).lower()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_cuda_without_cuda(refused, finished):
+    assert "--device cpu" in refused(*TASK, "--device", "cuda")
+    assert "--device cpu" in refused("evaluate", finished, "--device", "cuda")
+
+
+def test_folder_that_holds_something_else(refused, folder):
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    assert "config.json" in refused(*TASK, "--run-dir", folder)
+
+
+def test_folder_that_is_a_file(refused, folder):
+    folder.write_text("precious")
+    assert "is a file" in refused(*TASK, "--run-dir", folder)
+
+
+def test_folder_below_a_file(refused, folder):
+    folder.write_text("precious")
+    assert "--run-dir" in refused(*TASK, "--run-dir", folder / "run")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"config": []}', '{"other": 1}', "\x00\xff"])
+def test_folder_with_another_programs_config(content, refused, folder):
+    folder.mkdir()
+    (folder / "config.json").write_bytes(content.encode("latin-1"))
+    assert "config.json" in refused(*TASK, "--run-dir", folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (["--seed", "2"], "seed (stored 1, now 2)"),
+        (["--agent.planner.num-elites", "5"], "agent.planner.num_elites (stored 4, now 5)"),
+        (["--eval-episodes", "3"], "eval_episodes (stored 2, now 3)"),
+        (["--action-repeat", "20"], "action_repeat (stored 40, now 20)"),
+    ],
+)
+def test_folder_of_a_run_with_other_settings(setting, said, refused, finished, folder):
+    shutil.copytree(finished, folder)
+    assert said in refused("train", *CARTPOLE, "--run-dir", folder, *setting)
+
+
+def test_folder_of_another_task(refused, finished, folder):
+    shutil.copytree(finished, folder)
+    line = refused("train", *PENDULUM, "--run-dir", folder)
+    assert "task (stored 'cartpole-swingup', now 'InvertedPendulum-v5')" in line
+    assert "choose another --run-dir" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_folder_that_cannot_be_written(refused, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    assert "cannot write" in refused(*TASK, "--run-dir", locked / "run")
+
+
+def test_folder_that_cannot_be_written_as_the_system_says(refused, folder, monkeypatch):
+    monkeypatch.setattr("tdmpc_prune.run_folder.os.access", lambda path, how: False)
+    assert "cannot write" in refused(*TASK, "--run-dir", folder)
+
+
+def test_folder_that_cannot_be_written_as_it_turns_out(refused, folder, monkeypatch):
+    def mkdir(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tdmpc_prune.run_folder.Path.mkdir", mkdir)
+    assert "Permission denied" in refused(*TASK, "--run-dir", folder, "--threads", "1")
+
+
+# Evaluation of what is no run
+
+
+def test_evaluate_an_empty_folder(refused, folder):
+    folder.mkdir()
+    assert "no run folder with a checkpoint" in refused("evaluate", folder)
+
+
+def test_evaluate_a_file(refused, folder):
+    folder.write_text("x")
+    assert "no run folder" in refused("evaluate", folder)
+
+
+def test_evaluate_a_run_without_checkpoint(refused, finished, folder):
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert "no run folder with a checkpoint" in refused("evaluate", folder)
+
+
+def damage_text(content):
+    def damage(checkpoint):
+        (checkpoint / "state.json").write_bytes(content)
+
+    return damage
+
+
+def change_state(**values):
+    def damage(checkpoint):
+        state = json.loads((checkpoint / "state.json").read_text())
+        for key, value in values.items():
+            if value is None:
+                del state[key]
+            else:
+                state[key] = value
+        (checkpoint / "state.json").write_text(json.dumps(state))
+
+    return damage
+
+
+def cut(name, size):
+    def damage(checkpoint):
+        os.truncate(checkpoint / name, size)
+
+    return damage
+
+
+def drop_tensor(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, checkpoint / "model.safetensors")
+
+
+def other_shape(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    name = next(n for n in sorted(tensors) if tensors[n].ndim == 2)
+    tensors[name] = tensors[name][:, :1].clone()
+    save_file(tensors, checkpoint / "model.safetensors")
+
+
+DAMAGE = {
+    "state is empty": damage_text(b""),
+    "state is half": damage_text(b'{"schema": 1, "task": "cart'),
+    "state is a list": damage_text(b"[]"),
+    "state is binary": damage_text(bytes(range(128, 256))),
+    "state of a later version": change_state(schema=99),
+    "state without a schema": change_state(schema=None),
+    "state without an agent": change_state(agent=None),
+    "state with another agent": change_state(agent={"num_q": 1}),
+    "state with other widths": change_state(architecture={"encoder": [5, 3]}),
+    "state of an unknown task": change_state(task="teleport-anywhere"),
+    "weights are gone": lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+    "weights are empty": cut("model.safetensors", 0),
+    "weights are cut in the header": cut("model.safetensors", 100),
+    "weights are cut in the data": cut("model.safetensors", 12_000),
+    "weights lack a tensor": drop_tensor,
+    "weights of another shape": other_shape,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_evaluate_a_damaged_checkpoint(damage, refused, finished, folder):
+    shutil.copytree(finished, folder)
+    DAMAGE[damage](checkpoints(folder)[-1])
+    line = refused("evaluate", folder, "--episodes", "1", "--threads", "1")
+    assert str(folder) in line
+
+
+@pytest.mark.parametrize("damage", ["state of a later version", "weights are cut in the data"])
+def test_resume_from_a_damaged_checkpoint(damage, refused, finished, folder):
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    DAMAGE[damage](checkpoints(folder)[-1])
+    line = refused("train", *CARTPOLE, "--run-dir", folder)
+    assert str(folder) in line
+
+
+def test_resume_from_a_checkpoint_with_half_its_replay(refused, finished, folder):
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    cut("training.safetensors", 5_000)(checkpoints(folder)[-1])
+    assert str(folder) in refused("train", *CARTPOLE, "--run-dir", folder)
+
+
+def test_resume_without_the_metrics_that_belong_to_the_checkpoint(finished, folder):
+    """Refused or begun anew, but no file of zero bytes where lines should be."""
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    (folder / "metrics.jsonl").unlink()
+    cli.main(["train", *CARTPOLE, "--run-dir", str(folder)])
+    metrics = folder / "metrics.jsonl"
+    assert not metrics.exists() or b"\0" not in metrics.read_bytes()
+
+
+def test_resume_on_a_simulator_that_differs(finished, folder, monkeypatch, capsys):
+    """The state cannot be restored: it says so, and nothing is overwritten."""
+    from tdmpc_prune.collect import Collector
+    from tdmpc_prune.errors import Interrupted
+    from tdmpc_prune.signals import StopSignals
+
+    def stop(self, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 40:
+            raise Interrupted
+
+    command = ["train", *CARTPOLE, "--run-dir", str(folder)]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopSignals, "check", stop)
+        assert cli.main(command) == 1
+    real = Collector._reset
+
+    def reset(self):
+        real(self)
+        self.observations[0] = np.nextafter(self.observations[0], np.float32(9))
+
+    monkeypatch.setattr(Collector, "_reset", reset)
+    before = tree(folder)
+    with pytest.raises(RuntimeError, match="resume with the versions of mujoco"):
+        cli.main(command)
+    assert tree(folder) == before
+
+
+def test_video_without_its_extra(refused, finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    line = refused("evaluate", finished, "--video", tmp_path / "film.mp4")
+    assert "pip install 'tdmpc-prune[video]'" in line
+
+
+# Accepted forms
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (["--agent.lr=0.01"], lambda c: c.agent.lr == 0.01),
+        (["agent.lr=0.01"], lambda c: c.agent.lr == 0.01),
+        (["--agent.lr", "1e-2"], lambda c: c.agent.lr == 0.01),
+        (["--agent.hidden_dim=24"], lambda c: c.agent.hidden_dim == 24),
+        (["agent.hidden-dim=24"], lambda c: c.agent.hidden_dim == 24),
+        (["agent.planner.num_samples=64"], lambda c: c.agent.planner.num_samples == 64),
+        (["seed=7"], lambda c: c.seed == 7),
+        (["--json=True"], lambda c: c.json is True),
+        (["--json=true"], lambda c: c.json is True),
+        (["json=True"], lambda c: c.json is True),
+        (["--json=False"], lambda c: c.json is False),
+        (["--json", "--json=False"], lambda c: c.json is False),
+        (["--json"], lambda c: c.json is True),
+        (["--no-json"], lambda c: c.json is False),
+        (["--preset=debug"], lambda c: c.preset == "debug" and c.agent.latent_dim == 8),
+        (["preset=debug", "steps=500"], lambda c: c.agent.latent_dim == 8 and c.steps == 500),
+        (["--preset", "paper"], lambda c: c.agent.num_q == 2 and c.steps == 100_000),
+        (["--run-dir", "runs/a=1"], lambda c: c.folder == Path("runs/a=1")),
+        (["--run-dir=runs/a=1"], lambda c: c.folder == Path("runs/a=1")),
+        (["--run-dir", "seed=1"], lambda c: c.folder == Path("seed=1")),
+        (["--wandb.group", "lr=0.1"], lambda c: c.wandb.group == "lr=0.1"),
+        (["--wandb.group=lr=0.1"], lambda c: c.wandb.group == "lr=0.1"),
+        ([], lambda c: c.folder == Path("runs/cartpole-swingup-laptop-s1")),
+    ],
+)
+def test_accepted_forms(words, read):
+    config = parse(["train", "cartpole-swingup", *words])
+    assert read(config), config
+
+
+def test_settings_given_later_win_over_the_preset():
+    config = parse(["train", "cartpole-swingup", "--agent.latent-dim", "12", "--preset", "debug"])
+    assert (config.agent.latent_dim, config.agent.hidden_dim) == (12, 16)
+
+
+def test_parse_raises_a_line():
+    with pytest.raises(UserError) as caught:
+        parse(["train"])
+    assert "\n" not in str(caught.value)
+
+
+def test_no_words_ask_for_help(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code in (0, None)
+    out, err = capsys.readouterr()
+    assert "usage: tdmpc-prune" in out
+    assert err == ""

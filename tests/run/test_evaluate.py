@@ -1,0 +1,272 @@
+"""`tdmpc-prune evaluate`: the return of a stored run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from small_runs import checkpoints, rows, tree
+
+from envs import SimulatorError, make_env
+from tdmpc_prune.checkpoint import load_agent
+from tdmpc_prune.cli import main
+from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.training import EVALUATION_SEED
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Runs the command in this process; returns its JSON object."""
+
+    def run(*arguments):
+        code = main(["evaluate", *map(str, arguments), "--json", "--threads", "1", "--device", "cpu"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        assert out.count("\n") == 1
+        return json.loads(out)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pendulum(undisturbed):
+    return undisturbed["pendulum"].path
+
+
+def steady(result):
+    return {name: value for name, value in result.items() if name != "plan_ms"}
+
+
+def test_fields(evaluate, pendulum):
+    result = evaluate(pendulum, "--episodes", 3)
+    last = rows(pendulum)[-1]
+    assert result["run"] == str(pendulum)
+    assert result["task"] == "InvertedPendulum-v5"
+    assert result["env_step"] == last["env_step"]
+    assert (result["controller"], result["episodes"], result["seed"]) == ("planner", 3, 0)
+    assert len(result["returns"]) == len(result["lengths"]) == 3
+    assert result["return"] == pytest.approx(np.mean(result["returns"]))
+    assert result["return_std"] == pytest.approx(np.std(result["returns"]))
+    assert result["parameters"] == json.loads((pendulum / "summary.json").read_text())["parameters"]
+    assert result["control_ms"] == pytest.approx(40.0)
+    assert 0 < result["plan_ms"] < 1000
+    assert result["video"] is None
+
+
+def test_a_table_without_json(pendulum, capsys):
+    assert main(["evaluate", str(pendulum), "--episodes", "1", "--threads", "1"]) == 0
+    out, _ = capsys.readouterr()
+    assert "InvertedPendulum-v5" in out
+    assert "returns" not in out
+    with pytest.raises(ValueError, match="Expecting value"):
+        json.loads(out)
+
+
+def test_it_changes_nothing_in_the_folder(evaluate, pendulum):
+    before = tree(pendulum)
+    evaluate(pendulum, "--episodes", 1)
+    assert tree(pendulum) == before
+
+
+def test_the_last_checkpoint_repeats_the_last_evaluation_of_the_run(evaluate, undisturbed):
+    for observed in undisturbed.values():
+        result = evaluate(observed.path, "--episodes", 2, "--seed", EVALUATION_SEED)
+        last = rows(observed.path)[-1]
+        assert result["return"] == pytest.approx(last["eval/return"], rel=1e-9)
+        assert result["return_std"] == pytest.approx(last["eval/return_std"], rel=1e-9)
+
+
+def test_one_checkpoint_of_several(evaluate, pendulum):
+    older, newest = checkpoints(pendulum)
+    assert evaluate(newest, "--episodes", 2)["returns"] == evaluate(pendulum, "--episodes", 2)["returns"]
+    steps = [evaluate(path, "--episodes", 1)["env_step"] for path in (older, newest)]
+    assert steps[0] < steps[1] == rows(pendulum)[-1]["env_step"]
+
+
+@pytest.mark.parametrize("controller", ["planner", "policy"])
+def test_a_seed_gives_the_same_returns(evaluate, finished, controller):
+    options = (finished, "--episodes", 2, "--controller", controller)
+    first = evaluate(*options, "--seed", 4)
+    torch.manual_seed(99)  # nobody's random numbers but its own
+    np.random.seed(99)  # noqa: NPY002
+    assert steady(evaluate(*options, "--seed", 4)) == steady(first)
+    assert evaluate(*options, "--seed", 44)["returns"] != first["returns"]
+
+
+def test_the_policy_is_no_planner(evaluate, finished):
+    planner = evaluate(finished, "--episodes", 2)
+    policy = evaluate(finished, "--episodes", 2, "--controller", "policy")
+    assert planner["returns"] != policy["returns"]
+    assert (planner["controller"], policy["controller"]) == ("planner", "policy")
+    assert planner["lengths"] == policy["lengths"] == [25, 25]
+
+
+def test_planning_starts_where_the_schedules_were(pendulum, monkeypatch):
+    """The stored agent plans with the horizon and spread of its agent step, not those of a beginner."""
+    stored = load_agent(pendulum, CPU)
+    assert stored.agent_step == rows(pendulum)[-1]["agent_step"]
+    steps = []
+    real = stored.agent.plan
+
+    def plan(obs, planner, agent_step, **named):
+        steps.append(agent_step)
+        return real(obs, planner, agent_step, **named)
+
+    stored.agent.plan = plan
+    evaluator = Evaluator("InvertedPendulum-v5", env_seed=1, episodes=1, seed=0, action_repeat=1)
+    evaluator.run(stored.agent, stored.agent_step)
+    evaluator.close()
+    assert set(steps) == {stored.agent_step}
+
+
+def one_at_a_time(path, episodes, seed):
+    """Episodes of the policy, each in a simulator of its own."""
+    stored = load_agent(path, CPU)
+    returns, lengths = [], []
+    for i in range(episodes):
+        env = make_env(stored.task, seed=stored.seed, action_repeat=stored.action_repeat)
+        obs, _ = env.reset(seed=seed + i)
+        total, length, over = 0.0, 0, False
+        while not over:
+            obs, reward, terminated, truncated, _ = env.step(stored.agent.policy_action(obs[None])[0])
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        env.close()
+        returns.append(total)
+        lengths.append(length)
+    return returns, lengths
+
+
+@pytest.mark.parametrize("episodes", [9, 16, 19, 33])
+def test_side_by_side_is_one_at_a_time(evaluate, pendulum, episodes):
+    """Also where episodes end at different steps, and with more of them than simulators."""
+    result = evaluate(pendulum, "--episodes", episodes, "--controller", "policy", "--seed", 3)
+    returns, lengths = one_at_a_time(pendulum, episodes, 3)
+    assert len(set(lengths)) > 1
+    assert result["lengths"] == lengths
+    np.testing.assert_allclose(result["returns"], returns, rtol=1e-6)
+
+
+def test_episodes_of_equal_length_one_at_a_time(evaluate, finished):
+    result = evaluate(finished, "--episodes", 3, "--controller", "policy", "--seed", 3)
+    returns, lengths = one_at_a_time(finished, 3, 3)
+    assert result["lengths"] == lengths
+    np.testing.assert_allclose(result["returns"], returns, rtol=1e-3)
+
+
+def test_more_episodes_begin_with_the_same_ones(evaluate, pendulum):
+    few, many = (evaluate(pendulum, "--episodes", n) for n in (16, 20))
+    assert len(many["returns"]) == 20
+    assert many["returns"][:16] == few["returns"]
+
+
+class Falls:
+    """Stands in for an environment: observes its number, and ends after a number of steps of its own."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def reset(self, seed):
+        self.left, self.step_number = seed % 7 + 1, 0
+        self.seed = seed
+        return np.array([seed, 0], np.float32), {}
+
+    def step(self, action):
+        assert float(action[0]) == self.seed  # it gets its own action, not a neighbour's
+        self.step_number += 1
+        over = self.step_number == self.left
+        return np.array([self.seed, self.step_number], np.float32), 10.0 + self.seed, over, False, {}
+
+    def get_wrapper_attr(self, name):
+        return 0.02
+
+    def close(self):
+        pass
+
+
+def test_every_simulator_gets_its_own_actions(monkeypatch):
+    numbers = iter(range(99))
+    monkeypatch.setattr("tdmpc_prune.evaluate.make_env", lambda *_, **__: Falls(next(numbers)))
+
+    class Echo:
+        obs_dim = 2
+
+        def policy_action(self, obs):
+            assert (obs[:, 1] == obs[0, 1]).all()  # all at the same step
+            return obs[:, :1]
+
+    evaluator = Evaluator("any", env_seed=1, episodes=20, seed=100, action_repeat=1)
+    assert len(evaluator.envs) == 16
+    calls = []
+    result = evaluator.run(Echo(), 0, controller="policy", check=lambda: calls.append(1))
+    assert result.lengths == [(100 + i) % 7 + 1 for i in range(20)]
+    assert result.returns == [length * (110 + i) for i, length in enumerate(result.lengths)]
+    assert len(calls) == max(result.lengths[:16]) + max(result.lengths[16:])
+
+
+def test_planners_warm_start_follows_its_episode():
+    """When episodes end, those that go on keep their own plans."""
+    from agents.tdmpc.planner import Planner
+
+    planner = Planner.__new__(Planner)
+    planner.mean = torch.arange(4.0).reshape(4, 1, 1).expand(4, 3, 1)
+    planner.keep(torch.tensor([True, False, False, True]))
+    assert planner.mean[:, 0, 0].tolist() == [0, 3]
+    planner.keep(torch.tensor([False, True]))
+    assert planner.mean[:, 0, 0].tolist() == [3]
+
+
+@pytest.fixture
+def gl():
+    """Skips where no frame can be drawn, or none can be put into a file."""
+    from envs.gl import enable_gl
+
+    pytest.importorskip("imageio_ffmpeg")
+    try:
+        enable_gl()
+    except SimulatorError as error:
+        pytest.skip(str(error))
+
+
+def test_video(evaluate, finished, tmp_path, gl):
+    import imageio.v2 as imageio
+
+    path = tmp_path / "videos" / "first.mp4"
+    filmed = evaluate(finished, "--episodes", 2, "--video", path)
+    assert filmed["video"] == str(path)
+    assert filmed["returns"] == evaluate(finished, "--episodes", 2)["returns"]  # drawing changes nothing
+    with imageio.get_reader(path) as reader:
+        frames = [np.asarray(frame) for frame in reader]
+        assert reader.get_meta_data()["fps"] == pytest.approx(2.5)  # 40 base steps of 10 ms to an action
+    assert len(frames) == filmed["lengths"][0] == 25
+    assert frames[0].shape == (480, 640, 3)
+    assert frames[0].std() > 5
+    assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.1  # something moves
+
+
+def test_video_of_an_episode_that_ends_before_the_others(evaluate, pendulum, tmp_path, gl):
+    import imageio.v2 as imageio
+
+    path = tmp_path / "short.mp4"
+    filmed = evaluate(pendulum, "--episodes", 18, "--controller", "policy", "--seed", 3, "--video", path)
+    with imageio.get_reader(path) as reader:
+        assert len([frame for frame in reader]) == filmed["lengths"][0]  # noqa: C416 (list asks its length)
+    assert filmed["lengths"][0] < max(filmed["lengths"])
+
+
+def test_a_moved_folder_evaluates_as_before(evaluate, pendulum, folder):
+    shutil.copytree(pendulum, folder)
+    for name in ("config.json", "metrics.jsonl", "summary.json"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "plots")
+    assert evaluate(folder, "--episodes", 2)["returns"] == evaluate(pendulum, "--episodes", 2)["returns"]
+
+
+def test_a_video_that_cannot_be_written(finished, tmp_path, gl, capsys):
+    """Known before anything is run."""
+    (tmp_path / "file").write_text("x")
+    path = tmp_path / "file" / "film.mp4"
+    assert main(["evaluate", str(finished), "--episodes", "1", "--threads", "1", "--video", str(path)]) == 2
+    assert "--video" in capsys.readouterr().err

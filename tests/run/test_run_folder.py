@@ -1,0 +1,219 @@
+"""What a run leaves behind, and the names in it."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import CARTPOLE, PENDULUM, STATE, checkpoints, rows, steady_rows, train_small, tree
+
+import tdmpc_prune
+from tdmpc_prune.cli import main
+from tdmpc_prune.run_folder import RunFolder, to_json, write_json
+
+COUNTERS = {"env_step", "agent_step", "update", "episode"}
+LOSSES = {
+    "train/consistency_loss",
+    "train/reward_loss",
+    "train/value_loss",
+    "train/policy_loss",
+    "train/total_loss",
+    "train/grad_norm",
+}
+NAME = re.compile(
+    r"env_step|agent_step|update|episode|(train|time)/\w+|eval/(return|return_std|plan_ms)"
+    r"|prune/(sparsity|params|macs|sparsity/\w+|width/[\w.]+)"
+    r"|importance(_normalised)?/[a-z-]+/[\w.]+"
+)
+
+
+def test_files(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "plots",
+        "summary.json",
+    }
+    assert not list(finished.rglob("*.partial"))
+    assert [path.name for path in (finished / "checkpoints").iterdir() if path.name == "partial"] == []
+    assert len(checkpoints(finished)) == len(list((finished / "checkpoints").iterdir())) == 2
+
+
+def test_picture(finished):
+    from matplotlib.image import imread
+
+    path = finished / "plots" / "learning_curve.png"
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    picture = imread(path)
+    assert picture.shape[0] > 300
+    assert picture.shape[1] > 500
+    assert picture[..., :3].std() > 0.01
+
+
+def test_settings_and_provenance(finished):
+    stored = json.loads((finished / "config.json").read_text())
+    assert stored.keys() == {"config", "version", "command", "commit", "python", "torch", "machine"}
+    config = stored["config"]
+    assert (config["task"], config["preset"], config["seed"], config["steps"]) == (
+        "cartpole-swingup",
+        "debug",
+        1,
+        3000,
+    )
+    assert config["agent"]["planner"]["num_samples"] == 16
+    assert config["wandb"]["mode"] == "disabled"
+    assert stored["version"] == tdmpc_prune.__version__
+    assert stored["torch"] == torch.__version__
+    assert stored["command"].startswith("tdmpc-prune ")
+
+
+def test_commit_is_that_of_the_checkout(finished):
+    root = Path(tdmpc_prune.__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+
+    def rev_parse(name):
+        command = ["git", "rev-parse", f"{name}^{{commit}}"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    if not (head := rev_parse("HEAD")):
+        pytest.skip("git does not work here")
+    commit = json.loads((finished / "config.json").read_text())["commit"]
+    assert rev_parse(commit.removesuffix("-dirty")) == head
+
+
+def test_names_and_order_of_metrics(undisturbed):
+    for observed in undisturbed.values():
+        lines = rows(observed.path)
+        evaluations = [row for row in lines if "eval/return" in row]
+        episodes = [row for row in lines if "train/return" in row]
+        assert len(evaluations) + len(episodes) == len(lines)
+        for row in lines:
+            assert all(NAME.fullmatch(name) for name in row), row
+            assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+            assert row.keys() >= {*COUNTERS, "time/elapsed_s"}
+        for row in evaluations:
+            assert {n for n in row if n.startswith("eval/")} == {
+                "eval/return",
+                "eval/return_std",
+                "eval/plan_ms",
+            }
+            assert row["eval/plan_ms"] > 0
+        for row in episodes:
+            losses = LOSSES if row["update"] else set()
+            assert {n for n in row if n.startswith("train/")} == {"train/return", *losses}
+        for name in (*COUNTERS, "time/elapsed_s"):
+            values = [row[name] for row in lines]
+            assert values == sorted(values)
+        assert [row["episode"] for row in episodes] == list(range(1, len(episodes) + 1))
+
+
+def test_when_a_run_evaluates(undisturbed):
+    """At the start, at the end of the episode that passes a multiple of eval_every, and at the end."""
+    cartpole = [row["env_step"] for row in rows(undisturbed["cartpole"].path) if "eval/return" in row]
+    assert cartpole == [0, 2000, 3000]
+    lines = rows(undisturbed["pendulum"].path)
+    at = [row["env_step"] for row in lines if "eval/return" in row]
+    ends = [row["env_step"] for row in lines if "train/return" in row]
+    assert at == [0, *[next(end for end in ends if end >= step) for step in (40, 80)]]
+
+
+def test_evaluations_do_not_depend_on_when_they_are(undisturbed, folder, no_plot):
+    """Other evaluations in between leave training as it is, and the last one, too."""
+    train_small(PENDULUM, folder, "--eval-every", "7", "--checkpoint-every", "3")
+    often, seldom = steady_rows(folder), steady_rows(undisturbed["pendulum"].path)
+    assert len(often) > len(seldom)
+    assert [row for row in often if "train/return" in row] == [r for r in seldom if "train/return" in r]
+    assert often[-1] == seldom[-1]
+
+
+def test_summary(undisturbed):
+    for observed in undisturbed.values():
+        summary = json.loads((observed.path / "summary.json").read_text())
+        last = [row for row in rows(observed.path) if "eval/return" in row][-1]
+        assert {name: summary[name] for name in COUNTERS} == {name: last[name] for name in COUNTERS}
+        assert summary["return"] == last["eval/return"]
+        assert summary["return_std"] == last["eval/return_std"]
+        tensors = load_file(checkpoints(observed.path)[-1] / "model.safetensors")
+        online = sum(t.numel() for name, t in tensors.items() if name.startswith("online."))
+        assert summary["parameters"] == online == sum(t.numel() for t in tensors.values()) // 2
+        stored = json.loads((checkpoints(observed.path)[-1] / STATE).read_text())
+        assert stored["progress"]["env_step"] == summary["env_step"]
+
+
+def test_a_finished_run_changes_nothing(finished, folder, monkeypatch, capsys):
+    shutil.copytree(finished, folder)
+    before = tree(folder)
+    monkeypatch.setattr("tdmpc_prune.train.Training", None)  # cannot even be built
+    arguments = ["train", *CARTPOLE, "--run-dir", str(folder), "--json"]
+    assert main(arguments) == 0
+    out, _ = capsys.readouterr()
+    assert json.loads(out) == json.loads((finished / "summary.json").read_text())
+    assert main([*arguments, "--steps", "2999", "--threads", "2", "--no-json"]) == 0
+    assert tree(folder) == before
+
+
+def test_json_is_all_there_is_on_stdout(folder, capsys):
+    assert main(["train", *PENDULUM, "--steps", "30", "--run-dir", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1
+    summary = json.loads(out)
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["run"] == str(folder)
+    assert "over episodes" in err
+
+
+def test_without_json_a_table(folder, capsys, no_plot):
+    assert main(["train", *PENDULUM, "--steps", "30", "--run-dir", str(folder)]) == 0
+    out, _ = capsys.readouterr()
+    table = dict(line.split(maxsplit=1) for line in out.splitlines() if not line.startswith("return std"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert table["task"] == "InvertedPendulum-v5"
+    assert table["return"] == f"{summary['return']:,.2f}"
+    assert table["parameters"] == f"{summary['parameters']:,}"
+
+
+def test_default_folder(no_plot):
+    assert main(["train", *PENDULUM, "--steps", "20"]) == 0
+    assert (Path("runs") / "InvertedPendulum-v5-debug-s1" / "summary.json").is_file()
+
+
+def test_another_spelling_of_the_task_is_the_same_command(no_plot):
+    """Both name the same task and the same default folder."""
+    arguments = [*PENDULUM[1:], "--steps", "20", "--json"]
+    assert main(["train", "InvertedPendulum-v5", *arguments]) == 0
+    assert main(["train", "invertedpendulum-v5", *arguments]) == 0
+
+
+def test_a_moved_folder_is_the_same_run(finished, folder):
+    shutil.copytree(finished, folder)
+    assert main(["train", *CARTPOLE, "--run-dir", str(folder)]) == 0
+
+
+def test_json_is_replaced_at_once_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "value.json"
+    write_json(path, {"value": 1})
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        write_json(path, {"value": 2})
+    assert json.loads(path.read_text()) == {"value": 1}
+
+
+def test_settings_survive_their_way_through_json(finished):
+    from tdmpc_prune.cli import parse
+
+    config = parse(["train", *CARTPOLE, "--run-dir", str(finished), "--wandb.tags", "a", "b"])
+    stored = to_json(config)
+    assert json.loads(json.dumps(stored)) == stored
+    assert stored["run_dir"] == str(finished)
+    RunFolder(finished).check(config)
