@@ -17,7 +17,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.replay import Episode
+from agents.replay import Episode, ReplayBuffer
 from agents.tdmpc.agent import TDMPC
 from tdmpc_prune.config import PRESETS, Device, Preset
 from tdmpc_prune.device import choose_device, set_threads
@@ -58,10 +58,7 @@ class Speed:
 def measure(preset: Preset, device: torch.device, seconds: float) -> Speed:
     """Times one preset on random data, with the planner at its full horizon."""
     agent = TDMPC(PRESETS[preset], OBS_DIM, ACTION_DIM, seed=1, device=device)
-    replay = agent.make_replay(seed=1)
-    for _ in range(40):
-        obs, action = torch.randn(EPISODE + 1, OBS_DIM), torch.rand(EPISODE, ACTION_DIM) * 2 - 1
-        replay.add(Episode(obs, action, torch.rand(EPISODE), terminated=False))
+    replay = random_replay(agent)
     planner = agent.make_planner()
     one_obs, late = np.zeros((1, OBS_DIM), dtype=np.float32), 10**9
     batch = replay.sample(agent.config.batch_size)
@@ -84,6 +81,15 @@ def measure(preset: Preset, device: torch.device, seconds: float) -> Speed:
         gflop_plan=gflop(plan),
         matrix_gflops=matrix_rate(device, seconds / 5),
     )
+
+
+def random_replay(agent: TDMPC) -> ReplayBuffer:
+    """A buffer with 40 episodes of random numbers."""
+    replay = agent.make_replay(seed=1)
+    for _ in range(40):
+        obs, action = torch.randn(EPISODE + 1, OBS_DIM), torch.rand(EPISODE, ACTION_DIM) * 2 - 1
+        replay.add(Episode(obs, action, torch.rand(EPISODE), terminated=False))
+    return replay
 
 
 def median_ms(work: Callable[[], None], seconds: float, device: torch.device) -> float:

@@ -8,7 +8,7 @@ from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.device import choose_device, set_threads
 from tdmpc_prune.errors import Interrupted
 from tdmpc_prune.logger import Logger
-from tdmpc_prune.plots import plot_learning_curve
+from tdmpc_prune.plots import plot_run
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         run.save(log.file.sync())
         summary = run.summary()
         write_json(folder.summary, summary)
-        plot_learning_curve(folder)
+        plot_run(folder)
         return summary
     except Interrupted:
         run.save(log.file.sync())

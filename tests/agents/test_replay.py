@@ -200,6 +200,16 @@ def test_sampling_frequencies(alpha):
     assert ((counts - expected) ** 2 / expected).sum() < 50
 
 
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+def test_both_ends_of_the_random_numbers(monkeypatch, number):
+    """The rows before the first start and after the last one have no share of the draws, not even a point."""
+    replay = buffer()
+    for episode in (tagged(1, 2), tagged(2, 5), tagged(3, 2)):
+        replay.add(episode)
+    monkeypatch.setattr(torch, "rand", lambda *size, **kw: torch.full(size, number, dtype=torch.float64))
+    assert starts_of(replay.sample(2)) == [(2, 0 if number == 0 else 1)] * 2
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.4), (1.0, 1.0), (0.6, 0.0), (0.0, 0.4)])
 def test_weights(alpha, beta):
     replay = buffer(alpha=alpha, beta=beta)
@@ -348,15 +358,15 @@ def test_wrong_shapes_that_broadcast(shapes):
 
 def test_later_samples_are_equal_bit_by_bit_after_a_restart():
     replay = buffer(capacity=30, seed=1)
-    for number, (length, ends) in enumerate([(9, False), (7, True), (9, False)]):
-        replay.add(tagged(number, length, ends))
+    for number, (length, ends) in enumerate([(9, False), (7, True), (9, False), (8, False)]):
+        replay.add(tagged(number, length, ends))  # the last one over the first
     batch = replay.sample(10)
     replay.update_priorities(batch.index, torch.rand(10, generator=torch.Generator().manual_seed(0)))
     state = replay.state_dict()
     again = buffer(capacity=30, seed=99)
     again.load_state_dict(state)
     again.generator.set_state(replay.generator.get_state())
-    for number in range(3, 7):
+    for number in range(4, 9):
         for one in (replay, again):
             one.add(tagged(number, 6, number % 2 == 0))
         assert (replay.ready, len(replay)) == (again.ready, len(again))

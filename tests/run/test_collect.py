@@ -230,8 +230,8 @@ def test_what_an_episode_row_says_of_the_losses(folder):
     said = []
     real = run.agent.update
 
-    def update(batch):
-        losses, priority = real(batch)
+    def update(batch, *rest, **named):
+        losses, priority = real(batch, *rest, **named)
         said.append(float(losses["value_loss"]))
         return losses, priority
 

@@ -7,7 +7,6 @@ from pkgutil import resolve_name
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from small_runs import (
     ARGUMENTS,
@@ -292,30 +291,24 @@ def test_killed_before_the_first_checkpoint_starts_over(undisturbed, folder, mon
     assert_same_run(folder, undisturbed["cartpole"].path)
 
 
-def test_more_steps_continue_a_finished_run(undisturbed, folder, no_plot):
-    short = run_small(CARTPOLE, folder, "--steps", "2000")
+def test_more_steps_continue_a_finished_run(folder, tmp_path, no_plot):
+    """As if all had been asked for at once, where nothing is pruned: that is planned over all steps."""
+    arguments = [*CARTPOLE, "--prune.criterion", "none"]
+    short = run_small(arguments, folder, "--steps", "2000")
     assert short["env_step"] == 2000
-    longer = run_small(CARTPOLE, folder)
+    longer = run_small(arguments, folder)
     assert longer["env_step"] == 3000
-    assert_same_run(folder, undisturbed["cartpole"].path)
+    run_small(arguments, tmp_path / "at once")
+    assert_same_run(folder, tmp_path / "at once")
     assert json.loads((folder / "summary.json").read_text()) == longer
 
 
-def test_resuming_loads_every_tensor(undisturbed, tmp_path):
-    """Saved, loaded and saved again, a checkpoint is the same."""
-    from tdmpc_prune.cli import parse
-    from tdmpc_prune.run_folder import RunFolder
-    from tdmpc_prune.training import Training
-
-    for name, observed in undisturbed.items():
-        config = parse(["train", *ARGUMENTS[name], "--run-dir", str(tmp_path / name)])
-        run = Training(config, RunFolder(tmp_path / name), torch.device("cpu"))
-        (tmp_path / name / "checkpoints").mkdir(parents=True)
-        size = run.load(checkpoints(observed.path)[-1])
-        assert size == (observed.path / "metrics.jsonl").stat().st_size
-        again = run.save(size)
-        run.close()
-        stored, expected = load_file(again / TRAINING), load_file(checkpoints(observed.path)[-1] / TRAINING)
-        assert stored.keys() == expected.keys()
-        for key, value in stored.items():
-            torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
+@pytest.mark.parametrize("task", TASKS)
+def test_loaded_and_saved_again_a_checkpoint_is_the_same(task, undisturbed, folder, interrupt, no_plot):
+    shutil.copytree(undisturbed[task].path, folder)
+    (folder / "summary.json").unlink()
+    interrupt(1)
+    with pytest.raises(Interrupted):
+        run_small(ARGUMENTS[task], folder)
+    assert checkpoints(folder)[-1].name > checkpoints(undisturbed[task].path)[-1].name
+    assert_same_run(folder, undisturbed[task].path)

@@ -27,7 +27,7 @@ LOSSES = {
 }
 NAME = re.compile(
     r"env_step|agent_step|update|episode|(train|time)/\w+|eval/(return|return_std|plan_ms)"
-    r"|prune/(sparsity|params|macs|sparsity/\w+|width/[\w.]+)"
+    r"|prune/(\w+|sparsity/\w+|width/[\w.]+)"
     r"|importance(_normalised)?/[a-z-]+/[\w.]+"
 )
 

@@ -1,0 +1,1 @@
+"""What a run showed: figures and pictures from its metrics alone."""
