@@ -99,8 +99,10 @@ class ReplayBuffer:
         """Stores an episode; the oldest rows go when there is no room.
 
         Raises:
-            ValueError: the episode does not fit into the buffer, or holds numbers that are not finite.
+            ValueError: the episode does not fit into the buffer, has other shapes than it, or holds numbers
+                that are not finite.
         """
+        self._check(episode)
         rows = self._rows(episode)
         count = rows.batch_size[0]
         if count > self.capacity:
@@ -108,16 +110,12 @@ class ReplayBuffer:
                 f"an episode of {len(episode)} steps takes {count} rows, but replay.capacity is "
                 f"{self.capacity}: raise it"
             )
-        if not (rows["obs"].isfinite().all() and rows["reward"].isfinite().all()):
-            raise ValueError("the episode holds observations or rewards that are not finite")
         highest = float(self._priority.max()) if self.size else 0.0
         starts = len(episode) if episode.terminated else max(len(episode) - self.horizon, 0)
         rows["priority"][:starts] = highest or 1.0
 
         if self.cursor + count > self.capacity:
             self.cursor = 0
-        # A sequence of an older episode must not run on into these rows.
-        self.storage["priority"][max(self.cursor - self.horizon, 0) : self.cursor] = 0
         self.storage[self.cursor : self.cursor + count] = rows
         self.cursor += count
         self._set_size(max(self.size, self.cursor))
@@ -145,7 +143,8 @@ class ReplayBuffer:
 
     def update_priorities(self, index: Tensor, priority: Tensor) -> None:
         """New priorities [B] of the sequences that `sample` drew."""
-        self.storage["priority"][index] = priority + PRIORITY_FLOOR
+        # A value that is not a number must not make all that follows it unreachable.
+        self.storage["priority"][index] = priority.nan_to_num(0) + PRIORITY_FLOOR
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows in use and the cursor, as tensors that do not share memory with the buffer."""
@@ -170,9 +169,19 @@ class ReplayBuffer:
                     f"stored replay column {name!r} has shape {tuple(state[name].shape)}, "
                     f"expected ({size}, {', '.join(map(str, column.shape[1:]))})"
                 )
-            column[:size] = state[name].to(self.device)
+        for name in COLUMNS:
+            self.storage[name][:size] = state[name].to(self.device)
         self.cursor = cursor
         self._set_size(size)
+
+    def _check(self, episode: Episode) -> None:
+        steps = len(episode)
+        for name, rows in (("obs", steps + 1), ("action", steps), ("reward", steps)):
+            given, wanted = getattr(episode, name), (rows, *self.storage[name].shape[1:])
+            if given.shape != wanted:
+                raise ValueError(f"the episode's {name} has shape {tuple(given.shape)}, expected {wanted}")
+            if not given.isfinite().all():
+                raise ValueError(f"the episode's {name} holds numbers that are not finite")
 
     def _set_size(self, size: int) -> None:
         self.size = size

@@ -76,6 +76,7 @@ class WandbSink:
         )
         self.run.define_metric("env_step")
         self.run.define_metric("*", step_metric="env_step")
+        self.run.define_metric("pareto/*", step_metric="prune/sparsity")
         self._known = self.run.step
         self._line = 0
         with metrics.open() as lines:
@@ -85,7 +86,7 @@ class WandbSink:
     def write(self, row: Row) -> None:
         """Logs the next line of metrics.jsonl, unless W&B has it."""
         if self._line >= self._known:
-            self.run.log(dict(row))
+            self.run.log(dict(row) | _pareto(row))
         self._line += 1
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
@@ -93,6 +94,13 @@ class WandbSink:
         if summary:
             self.run.summary.update(dict(summary))
         self.run.finish(exit_code=0 if summary else 1)
+
+
+def _pareto(row: Row) -> dict[str, float | int]:
+    """An evaluation of a pruned agent once more, for W&B's charts with sparsity on the x axis."""
+    if "prune/sparsity" not in row:
+        return {}
+    return {f"pareto/{key}": row[f"eval/{key}"] for key in ("return", "error") if f"eval/{key}" in row}
 
 
 class Logger:

@@ -88,12 +88,12 @@ def test_planning_learns_to_control(trained):
     planner = trained.make_planner(torch.Generator().manual_seed(2))
     _, actions, rewards = run_points(STARTS, lambda obs, t: trained.plan(obs, planner, 10**6))
     assert np.abs(actions).max() <= 1
-    assert share_of_the_best(rewards) > 0.9
+    assert share_of_the_best(rewards) > 0.85
 
 
 def test_the_policy_learns_to_control(trained):
     _, _, rewards = run_points(STARTS, lambda obs, t: trained.policy_action(obs))
-    assert share_of_the_best(rewards) > 0.9
+    assert share_of_the_best(rewards) > 0.85
 
 
 def learned_values(obs, *, terminated, updates=400):

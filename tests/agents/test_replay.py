@@ -325,7 +325,6 @@ def test_numbers_that_are_not_finite(column, bad):
     assert {n for n, _ in starts_of(replay.sample(200))} == {1}
 
 
-@pytest.mark.xfail(reason="add() looks at observations and rewards only, and stores such an action")
 def test_actions_that_are_not_finite():
     episode = tagged(1, 9)
     episode.action[3, 0] = float("nan")
@@ -347,7 +346,6 @@ def test_wrong_shapes(shapes):
         buffer().add(shaped(**shapes))
 
 
-@pytest.mark.xfail(reason="add() lets torch broadcast a size of 1")
 @pytest.mark.parametrize(
     "shapes", [{"obs": (10, 1)}, {"obs": (1, 2)}, {"action": (9, 1)}, {"reward": (1,)}], ids=str
 )

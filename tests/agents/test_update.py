@@ -177,6 +177,39 @@ def test_trace_depends_on_every_parameter():
         assert (parameter.grad != 0).any() == (name not in zero_input), name
 
 
+def test_observers_see_each_gradient_whole():
+    """The model's before clipping, then the policy's; the update itself is as without an observer."""
+    free, watched, alone = (random_agent(grad_clip=c, lr=1e-2) for c in (1e9, 1e-3, 1e-3))
+    batch, seen = random_batch(), []
+    free.update(batch)
+    watched.update(batch, observe=lambda ps: seen.append([(id(p), p.grad.clone()) for p in ps]))
+    alone.update(batch)
+    assert len(seen) == 2
+    owners = (watched.model_parameters(), watched.model.policy.parameters())
+    for calls, parameters in zip(seen, owners, strict=True):
+        assert [i for i, _ in calls] == [id(p) for p in parameters]
+    for (_, gradient), parameter in zip(seen[0], free.model_parameters(), strict=True):
+        np.testing.assert_allclose(gradient, parameter.grad, rtol=1e-9)
+    whole = np.sqrt(sum(float(g.square().sum()) for _, g in seen[1]))
+    assert whole > 0.01  # ten times what clipping leaves
+    for one, other in zip(watched.model.parameters(), alone.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_copy_for_acting():
+    agent = TDMPC(tiny_config(lr=1e-2), 4, 2)
+    copy = agent.copy_for_acting()
+    obs = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    actions, state = agent.policy_action(obs), agent.generator.get_state()
+    np.testing.assert_array_equal(copy.policy_action(obs), actions)
+    copy.random_action()
+    with torch.no_grad():
+        for parameter in copy.model.parameters():
+            parameter.add_(1)
+    np.testing.assert_array_equal(agent.policy_action(obs), actions)
+    assert torch.equal(agent.generator.get_state(), state)
+
+
 class RecordingPlanner:
     def plan(self, z, *, horizon, min_std, explore):
         self.seen = (z, horizon, min_std, explore)

@@ -1,0 +1,30 @@
+"""Settings of the autoencoder. Free of heavy imports, so that a command line can show them quickly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Networks and learning of one autoencoder: input -> hidden -> code -> hidden -> output."""
+
+    hidden_dim: int = 128
+    """Hidden width of encoder and decoder."""
+    code_dim: int = 16
+    """Width of the code between them."""
+    batch_size: int = 64
+    """Inputs per update."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    grad_clip: float = 10.0
+    """Largest gradient norm."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "code_dim", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose at least 1")
+        for name in ("lr", "grad_clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose a finite number above 0")
