@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import tyro
@@ -28,6 +29,8 @@ def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path,
         record = json.loads((run / "config.json").read_text())
         config = record.pop("config")
         summary = json.loads((run / "summary.json").read_text())
+        # Where a run was kept is of no use to others.
+        record["command"] = re.sub(r" --run-dir[ =]\S+", "", record["command"])
         made.append(record | {"seed": config["seed"], "minutes": summary["minutes"]})
         for row in read_metrics(run / "metrics.jsonl"):
             if "eval/return" in row:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tdmpc_prune.logger import read_metrics
 from tdmpc_prune.run_folder import RunFolder
 
@@ -82,24 +84,25 @@ def _widths(figure: Figure, rows: Rows) -> None:
 
 
 def _importance(figure: Figure, rows: Rows) -> None:
-    """Heat maps of the groups' normalised importance over time, one per criterion, on one logarithmic scale."""
+    """Heat maps of the groups' mean importance over time, relative to all groups, one per criterion."""
     from matplotlib.colors import LogNorm
 
     grid = list(figure.subplots(2, 2, sharex=True, sharey=True).flat)
     mesh = None
     for axes, criterion in zip(grid, HEAT_MAP, strict=True):
-        prefix = f"importance_normalised/{criterion}/"
+        prefix = f"importance/{criterion}/"
         names = _names(rows, prefix)
         steps, _ = _series(rows, prefix + names[0])
-        values = [[max(v, 1e-9) for v in _series(rows, prefix + name)[1]] for name in names]
-        mesh = axes.pcolormesh(steps, range(len(names)), values, norm=LogNorm(1e-2, 1e1), shading="nearest")
+        values = np.array([_series(rows, prefix + name)[1] for name in names])
+        values = (values / values.mean(0)).clip(1e-9)
+        mesh = axes.pcolormesh(steps, range(len(names)), values, norm=LogNorm(1e-3, 1e1), shading="nearest")
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set_title(criterion, fontsize=9)
     grid[0].invert_yaxis()
-    for axes in grid:
+    for axes in grid[2:]:
         axes.set_xlabel("environment steps")
     if mesh is not None:
-        label = "mean score of a group / mean score of its component"
+        label = "mean score of a group / mean over all groups"
         figure.colorbar(mesh, ax=figure.axes, label=label, extend="both")
 
 
