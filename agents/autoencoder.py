@@ -46,9 +46,7 @@ class Autoencoder:
 
     def copy(self) -> Autoencoder:
         """One with copies of the networks, and an optimiser that has seen nothing."""
-        copy = Autoencoder(
-            self.config, self.input_dim, device=self.device, architecture=self.architecture()
-        )
+        copy = Autoencoder(self.config, self.input_dim, device=self.device, architecture=self.architecture())
         copy.encoder.load_state_dict(self.encoder.state_dict())
         copy.decoder.load_state_dict(self.decoder.state_dict())
         return copy

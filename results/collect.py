@@ -1,6 +1,6 @@
 """Collects runs into a CSV of returns and a JSON of how they were made, both to be kept under results/.
 
-python results/collect.py results/dense-cartpole-swingup runs/a runs/b runs/c
+python -m results.collect results/dense-cartpole-swingup runs/a runs/b runs/c
 """
 
 from __future__ import annotations
@@ -26,12 +26,8 @@ def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path,
     """
     rows, made = [], []
     for run in runs:
-        record = json.loads((run / "config.json").read_text())
-        config = record.pop("config")
-        summary = json.loads((run / "summary.json").read_text())
-        # Where a run was kept is of no use to others.
-        record["command"] = re.sub(r" --run-dir[ =]\S+", "", record["command"])
-        made.append(record | {"seed": config["seed"], "minutes": summary["minutes"]})
+        config = json.loads((run / "config.json").read_text())["config"]
+        made.append(provenance(run))
         for row in read_metrics(run / "metrics.jsonl"):
             if "eval/return" in row:
                 fixed = [config["task"], config["preset"], config["seed"], row["env_step"]]
@@ -39,6 +35,15 @@ def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path,
     with out.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+def provenance(run: Path) -> dict[str, str | float | None]:
+    """How a run was made: command, commit, versions, machine, and the minutes that it took."""
+    record = json.loads((run / "config.json").read_text())
+    del record["config"]
+    # Where a run was kept is of no use to others.
+    record["command"] = re.sub(r" --run-dir[ =]\S+", "", record["command"])
+    return record | {"minutes": json.loads((run / "summary.json").read_text())["minutes"]}
 
 
 if __name__ == "__main__":

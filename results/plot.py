@@ -1,4 +1,4 @@
-"""Draws the learning curves under results/ beside the published ones: python results/plot.py"""
+"""Draws the learning curves under results/ beside the published ones: python -m results.plot"""
 
 from __future__ import annotations
 

@@ -9,20 +9,28 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
+from envs import resolve_task
+from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.pruning.groups import Prunable
 from tdmpc_prune.run_folder import write_json
+
+Networks = Mapping[str, nn.Module]
+"""All networks of an agent, by name."""
 
 SCHEMA = 1
 KEPT = 2
@@ -31,7 +39,7 @@ MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.jso
 
 @dataclass(frozen=True)
 class StoredAgent:
-    """An agent as a checkpoint holds it, with what is needed to put it to work."""
+    """A TD-MPC agent as a checkpoint holds it, with what is needed to put it to work."""
 
     agent: TDMPC
     task: str
@@ -41,14 +49,16 @@ class StoredAgent:
     env_step: int
 
 
-def save(folder: Path, agent: TDMPC, *, training: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+def save(
+    folder: Path, *, networks: Networks, training: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
     """Writes a checkpoint and returns its path.
 
     Args:
         folder: the run's checkpoint folder.
-        agent: networks (online and target) and their widths.
+        networks: all networks of the agent, by name.
         training: every other tensor that resuming needs.
-        state: JSON values; at least the fields of `StoredAgent`.
+        state: JSON values; at least what rebuilds the agent, and its task.
     """
     folder.mkdir(exist_ok=True)
     existing = _complete(folder)
@@ -56,18 +66,10 @@ def save(folder: Path, agent: TDMPC, *, training: Mapping[str, Tensor], state: M
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    networks = prefixed("online", agent.model.state_dict()) | prefixed("target", agent.target.state_dict())
-    _save_tensors(partial / MODEL, networks)
+    tensors = {k: t for name, net in networks.items() for k, t in prefixed(name, net.state_dict()).items()}
+    _save_tensors(partial / MODEL, tensors)
     _save_tensors(partial / TRAINING, training)
-    record = {
-        "schema": SCHEMA,
-        **state,
-        "obs_dim": agent.obs_dim,
-        "action_dim": agent.action_dim,
-        "architecture": agent.model.architecture(),
-        "agent": asdict(agent.config),
-    }
-    write_json(partial / STATE, record)
+    write_json(partial / STATE, {"schema": SCHEMA, **state})
     _sync(partial)
     partial.rename(path)
     _sync(folder)
@@ -94,15 +96,28 @@ def find(path: Path) -> Path:
     return checkpoint
 
 
-def load_agent(path: Path, device: torch.device) -> StoredAgent:
-    """Rebuilds the agent of a run folder or checkpoint at its own widths.
+def task_of(path: Path) -> str:
+    """The task that a run folder or checkpoint has learned.
 
     Raises:
         UserError: there is no checkpoint, or it is not one of ours.
     """
     checkpoint = find(path)
-    try:
+    with readable(checkpoint):
+        return str(read_state(checkpoint)["task"])
+
+
+def load_agent(path: Path, device: torch.device) -> StoredAgent:
+    """Rebuilds the TD-MPC agent of a run folder or checkpoint at its own widths.
+
+    Raises:
+        UserError: there is no checkpoint, it is not one of ours, or it holds an autoencoder.
+    """
+    checkpoint = find(path)
+    with readable(checkpoint):
         state = read_state(checkpoint)
+        if state["task"] == AUTOENCODER:
+            raise UserError(f"{path} holds an autoencoder: give the run of a control task")
         agent = TDMPC(
             TypeAdapter(TDMPCConfig).validate_python(state["agent"]),
             state["obs_dim"],
@@ -110,16 +125,35 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
             device=device,
             widths=state["architecture"],
         )
-        load_networks(checkpoint, agent)
+        load_networks(checkpoint, {"online": agent.model, "target": agent.target})
         return StoredAgent(
             agent=agent,
-            task=state["task"],
+            task=resolve_task(state["task"]),
             seed=state["seed"],
             action_repeat=state["action_repeat"],
             agent_step=state["progress"]["agent_step"],
             env_step=state["progress"]["env_step"],
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+
+
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Turns what goes wrong while a checkpoint is read into one line.
+
+    Raises:
+        UserError: it is damaged, or another version's.
+    """
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{checkpoint} cannot be loaded ({reason[:200]})") from error
 
@@ -136,11 +170,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_networks(checkpoint: Path, agent: TDMPC) -> None:
-    """Loads online and target networks of the same widths."""
+def load_networks(checkpoint: Path, networks: Networks) -> None:
+    """Loads networks, which have the stored widths already, by their names."""
     tensors = load_file(checkpoint / MODEL)
-    agent.model.load_state_dict(select("online", tensors))
-    agent.target.load_state_dict(select("target", tensors))
+    for name, network in networks.items():
+        network.load_state_dict(select(name, tensors))
 
 
 def load_training(checkpoint: Path) -> dict[str, Tensor]:
@@ -148,7 +182,7 @@ def load_training(checkpoint: Path) -> dict[str, Tensor]:
     return load_file(checkpoint / TRAINING)
 
 
-def optimizer_tensors(agent: TDMPC) -> dict[str, Tensor]:
+def optimizer_tensors(agent: Prunable) -> dict[str, Tensor]:
     """Adam's moments, by number of the optimiser, number of the parameter, and name."""
     return {
         f"{n}.{i}.{key}": value
@@ -158,7 +192,7 @@ def optimizer_tensors(agent: TDMPC) -> dict[str, Tensor]:
     }
 
 
-def load_optimizers(agent: TDMPC, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizers(agent: Prunable, tensors: Mapping[str, Tensor]) -> None:
     """The reverse of `optimizer_tensors`."""
     for n, optimizer in enumerate(agent.optimizers()):
         moments: dict[int, dict[str, Tensor]] = {}

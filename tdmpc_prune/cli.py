@@ -14,13 +14,23 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from envs import SimulatorError, check_simulators
-from tdmpc_prune.config import EvaluateConfig, Preset, TrainConfig, preset_defaults
+from tdmpc_prune.config import (
+    AUTOENCODER,
+    AnyTrainConfig,
+    AutoencoderTrainConfig,
+    EvaluateConfig,
+    Preset,
+    TDMPCTrainConfig,
+    preset_defaults,
+)
 from tdmpc_prune.errors import Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
 
 PROG = "tdmpc-prune"
 DESCRIPTION = "Trains neural controllers, prunes them while they learn, and shows what is left."
 VERBS = ("train", "evaluate")
+SWITCHES = ("json", "dry-run", "help")
+"""Options that take no value."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         check_simulators()
-        return _train(config) if isinstance(config, TrainConfig) else _evaluate(config)
+        if isinstance(config, EvaluateConfig):
+            return _evaluate(config)
+        return _dry_run(config) if config.dry_run else _train(config)
     except (UserError, SimulatorError, SparsityError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
@@ -36,14 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parse(arguments: Sequence[str]) -> TrainConfig | EvaluateConfig:
+def parse(arguments: Sequence[str]) -> AnyTrainConfig | EvaluateConfig:
     """Settings from a command line.
 
     Raises:
         UserError: the command line is wrong; the message is one line.
         SystemExit: help was asked for (code 0).
     """
-    words = [_as_option(word) for word in arguments]
+    before = ["", *arguments]
+    words = [w if _takes_value(b) else _as_option(w) for b, w in zip(before, arguments, strict=False)]
     if not words:
         words = ["--help"]
     preset = _option(words, "preset") or "laptop"
@@ -51,10 +64,12 @@ def parse(arguments: Sequence[str]) -> TrainConfig | EvaluateConfig:
         raise UserError(f"--preset {preset}: choose one of {', '.join(get_args(Preset))}")
     if words[0] not in (*VERBS, "-h", "--help"):
         raise UserError(f"{words[0]!r} is no verb: choose one of {', '.join(VERBS)}, or ask --help")
-    defaults = preset_defaults(preset)  # type: ignore[arg-type]
-    train = tyro.conf.subcommand("train", default=defaults)
-    evaluate = tyro.conf.subcommand("evaluate")
-    commands: Any = Annotated[TrainConfig, train] | Annotated[EvaluateConfig, evaluate]
+    if _names_task(words, AUTOENCODER):
+        train: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
+    else:
+        defaults = preset_defaults(preset)  # type: ignore[arg-type]
+        train = Annotated[TDMPCTrainConfig, tyro.conf.subcommand("train", default=defaults)]
+    commands: Any = train | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -65,7 +80,7 @@ def parse(arguments: Sequence[str]) -> TrainConfig | EvaluateConfig:
         raise UserError(_one_line(said.getvalue())) from None
 
 
-def _train(config: TrainConfig) -> int:
+def _train(config: AnyTrainConfig) -> int:
     from tdmpc_prune.train import train
 
     summary = train(config)
@@ -73,20 +88,37 @@ def _train(config: TrainConfig) -> int:
     return 0
 
 
+def _dry_run(config: AnyTrainConfig) -> int:
+    from tdmpc_prune.dry_run import plan, table
+
+    planned = plan(config)
+    print(json.dumps(planned) if config.json else table(planned))
+    return 0
+
+
 def _evaluate(config: EvaluateConfig) -> int:
+    from tdmpc_prune.checkpoint import task_of
     from tdmpc_prune.device import choose_device, set_threads
     from tdmpc_prune.evaluate import evaluate_run
     from tdmpc_prune.video import check_video
 
     if config.video is not None:
-        check_video()
+        check_video(config.video)
     set_threads(config.threads)
+    device = choose_device(config.device)
+    if task_of(config.run) == AUTOENCODER:
+        from tdmpc_prune.reconstruction import evaluate_autoencoder
+
+        if config.video is not None:
+            raise UserError(f"{config.run} is an autoencoder, there is nothing to film: leave --video out")
+        _show(evaluate_autoencoder(config.run, device), as_json=config.json)
+        return 0
     result = evaluate_run(
         config.run,
         episodes=config.episodes,
         seed=config.seed,
         controller=config.controller,
-        device=choose_device(config.device),
+        device=device,
         video=config.video,
     )
     _show(result, as_json=config.json)
@@ -102,7 +134,7 @@ def _show(result: dict[str, Any], *, as_json: bool) -> None:
     width = max(len(k) for k in shown)
     for key, value in shown.items():
         if isinstance(value, float):
-            value = f"{value:,.2f}"
+            value = f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
         elif isinstance(value, int) and key != "seed":
             value = f"{value:,}"
         print(f"{key.replace('_', ' '):<{width}}  {value}")
@@ -126,10 +158,22 @@ def _option(words: Sequence[str], name: str) -> str | None:
     return values[-1] if values else None
 
 
+def _takes_value(word: str) -> bool:
+    """Whether a word is an option whose value is the next word."""
+    name = re.fullmatch(r"--(?:no-)?([\w.-]+)", word)
+    return name is not None and name[1].replace("_", "-") not in SWITCHES
+
+
+def _names_task(words: Sequence[str], task: str) -> bool:
+    """Whether a word of the line is the task, and not the value of an option."""
+    return any(word == task and not _takes_value(before) for before, word in itertools.pairwise(words))
+
+
 def _one_line(said: str) -> str:
     """tyro's boxed error message as one line: without its title, the option's help and the advice."""
     lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
     text = " ".join(" ".join(lines).split())
+    text = re.sub(r" ?─{3,} (?=Perhaps you meant:)", ". ", text)
     text = re.split(r" ?─{3,}| Argument helptext:| For full helptext", text)[0]
     text = re.sub(r"^Error parsing (?:\w+Config|__tyro-dummy-inner__\.?)([\w.]*): ", r"\1: ", text)
     text = re.sub(r"(Perhaps you meant:)(?: │)? (--\S+).*", r"\1 \2", text)

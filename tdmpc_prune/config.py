@@ -8,12 +8,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.autoencoder_config import AutoencoderConfig
 from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
 from envs import TASKS, resolve_task
 from tdmpc_prune.pruning.config import PruneConfig
 
 Device = Literal["auto", "cpu", "cuda"]
 Preset = Literal["laptop", "paper", "debug"]
+
+AUTOENCODER = "autoencoder"
+"""The task that is no control task."""
+DIGITS = "digits"
+"""The images that need no folder."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +38,79 @@ class WandbConfig:
     """Labels of the run."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Trains a TD-MPC agent on a simulated control task. The same command again resumes the run."""
+    """What every training is set by. The same command again resumes the run."""
+
+    task: Annotated[str, tyro.conf.Positional]
+    """What is learned."""
+    seed: int = 1
+    """Seed of everything that is random."""
+    run_dir: Path | None = None
+    """Folder of the run; made of its task and seed if none."""
+    steps: int
+    """Steps to train for."""
+    eval_every: int
+    """Steps between two evaluations."""
+    checkpoint_every: int
+    """Steps between two checkpoints; SIGINT and SIGTERM save one, too."""
+    device: Device = "auto"
+    """auto: a CUDA GPU where there is one."""
+    threads: int = 0
+    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    json: bool = False
+    """Print the summary as one JSON object, and nothing else, on standard output."""
+    dry_run: bool = False
+    """Train nothing and write nothing: show the pruning groups, the sizes and the schedule."""
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    """Pruning while training; --prune.criterion none trains dense."""
+    init_from: Path | None = None
+    """Start from this dense run (all that it learned, and its optimisers) in place of a new agent."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        if self.task is tyro.MISSING:  # a preset, before a command line has completed it
+            return
+        self._check()
+        if self.prune.enabled:
+            self.prune.schedule_over(self.steps)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.run_dir or Path("runs") / self._name
+
+    @property
+    def _name(self) -> str:
+        return f"{self.task}-s{self.seed}"
+
+    def _check(self) -> None:
+        """Refuses values that no run can have."""
+        self._check_at_least_1("steps", "eval_every", "checkpoint_every")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
+
+    def _check_at_least_1(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; choose at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TDMPCTrainConfig(TrainConfig):
+    """Trains a TD-MPC agent on a simulated control task. The same command again resumes the run.
+
+    `train autoencoder` trains an autoencoder in its place, with the same pruning: `train autoencoder --help`.
+    """
 
     task: Annotated[str, tyro.conf.Positional]
     """Task, for example cartpole-swingup (DMControl) or InvertedPendulum-v5 (Gymnasium)."""
     preset: Preset = "laptop"
     """Sizes that the other settings start from: laptop (minutes), paper (Hansen et al.), debug (seconds)."""
-    seed: int = 1
-    """Seed of everything that is random."""
     run_dir: Path | None = None
     """Folder of the run; runs/TASK-PRESET-sSEED if none."""
     steps: int = 40_000
@@ -54,47 +123,28 @@ class TrainConfig:
     """Episodes of an evaluation, each with a seed of its own, the same every time."""
     checkpoint_every: int = 10_000
     """Environment steps between two checkpoints; SIGINT and SIGTERM save one, too."""
-    device: Device = "auto"
-    """auto: a CUDA GPU where there is one."""
-    threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
-    json: bool = False
-    """Print the summary as one JSON object, and nothing else, on standard output."""
     agent: TDMPCConfig = field(default_factory=TDMPCConfig)
     """The agent; its defaults are the preset's."""
-    prune: PruneConfig = field(default_factory=PruneConfig)
-    """Pruning while training; --prune.criterion none trains dense."""
     init_from: Path | None = None
-    """Start from this finished run (agent, optimisers, replay) in place of a new agent: prunes after training."""
-    wandb: WandbConfig = field(default_factory=WandbConfig)
-    """Weights & Biases."""
-
-    def __post_init__(self) -> None:
-        if self.task is tyro.MISSING:  # a preset, before a command line has completed it
-            return
-        for name in ("steps", "eval_every", "eval_episodes", "checkpoint_every"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; choose at least 1")
-        if self.action_repeat is not None and self.action_repeat < 1:
-            raise ValueError(f"action_repeat is {self.action_repeat}; choose at least 1")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
-        self._check_steps()
-        if self.prune.enabled:
-            self.prune.schedule_over(self.steps)
+    """Start from this dense run (agent, optimisers, replay) in place of a new agent: prunes after training."""
 
     @property
     def env_steps_per_action(self) -> int:
         """Environment steps per agent step: the setting, or the task's usual number."""
-        return self.action_repeat or TASKS[resolve_task(self.task)].action_repeat
+        return self.action_repeat or TASKS[self.task].action_repeat
 
     @property
-    def folder(self) -> Path:
-        """Folder of the run."""
-        return self.run_dir or Path("runs") / f"{resolve_task(self.task)}-{self.preset}-s{self.seed}"
+    def _name(self) -> str:
+        return f"{self.task}-{self.preset}-s{self.seed}"
+
+    def _check(self) -> None:
+        # A task has several spellings, a run only one.
+        object.__setattr__(self, "task", resolve_task(self.task))
+        self._check_at_least_1("steps", "eval_every", "eval_episodes", "checkpoint_every")
+        if self.action_repeat is not None and self.action_repeat < 1:
+            raise ValueError(f"action_repeat is {self.action_repeat}; choose at least 1")
+        super()._check()
+        self._check_steps()
 
     def _check_steps(self) -> None:
         """Refuses a run that would end before its first update."""
@@ -109,9 +159,49 @@ class TrainConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderTrainConfig(TrainConfig):
+    """Trains an autoencoder on images, and prunes it as a controller is pruned: a step is an update.
+
+    The prune.* settings mean the same, with the whole test split in place of episodes, and where a return is
+    asked for (allocation calibrated) the peak signal-to-noise ratio.
+    """
+
+    task: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="autoencoder")]
+    """The word autoencoder."""
+    data: str = DIGITS
+    """digits (scikit-learn's, 8 x 8), or a folder with MNIST's files (train-images-idx3-ubyte, also .gz)."""
+    run_dir: Path | None = None
+    """Folder of the run; runs/autoencoder-sSEED if none."""
+    steps: int = 8_000
+    """Updates to train for; env_step counts them in the metrics."""
+    eval_every: int = 500
+    """Updates between two evaluations."""
+    log_every: int = 100
+    """Updates between two rows of losses and importance."""
+    checkpoint_every: int = 2_000
+    """Updates between two checkpoints; SIGINT and SIGTERM save one, too."""
+    agent: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """The autoencoder."""
+
+    def _check(self) -> None:
+        super()._check()
+        self._check_at_least_1("log_every")
+        if self.data != DIGITS and not Path(self.data).is_dir():
+            raise ValueError(
+                f"data is {self.data!r}, and there is no such folder; choose {DIGITS} or MNIST's folder"
+            )
+
+
+AnyTrainConfig = TDMPCTrainConfig | AutoencoderTrainConfig
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Evaluates a stored run: its return over episodes, with the planner or the policy alone."""
+    """Evaluates a stored run: its return over episodes, with the planner or the policy alone.
+
+    Of an autoencoder: its error on the test split; only device, threads and json mean something there.
+    """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Run folder, or one of its checkpoints."""
@@ -149,6 +239,6 @@ PRESET_RUNS: dict[Preset, dict[str, Any]] = {
 }
 
 
-def preset_defaults(preset: Preset, task: str = tyro.MISSING) -> TrainConfig:
+def preset_defaults(preset: Preset, task: str = tyro.MISSING) -> TDMPCTrainConfig:
     """The settings that a preset starts from; without a task, to be completed by a command line."""
-    return TrainConfig(task=task, preset=preset, agent=PRESETS[preset], **PRESET_RUNS[preset])
+    return TDMPCTrainConfig(task=task, preset=preset, agent=PRESETS[preset], **PRESET_RUNS[preset])

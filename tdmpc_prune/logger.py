@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tdmpc_prune.config import WandbConfig
+from tdmpc_prune.errors import UserError
 
 Row = Mapping[str, float | int]
 
@@ -23,8 +24,16 @@ class MetricsFile:
     """A JSON object a line; what was written after the checkpoint that a run resumes from is cut off."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Opens the file at its first `size` bytes."""
+        """Opens the file at its first `size` bytes.
+
+        Raises:
+            UserError: it has not as many.
+        """
         path.touch()
+        if path.stat().st_size < size:
+            raise UserError(
+                f"{path} is shorter than when the checkpoint was saved: put it back, or choose another --run-dir"
+            )
         os.truncate(path, size)
         self._file = path.open("a")
 
@@ -59,7 +68,7 @@ class WandbSink:
         if mode == "offline":
             shutil.rmtree(folder / "wandb", ignore_errors=True)
         identity = folder / "wandb_id.txt"
-        if not identity.exists():
+        if not identity.exists() or not identity.read_text():
             identity.write_text(secrets.token_hex(4))
         self.run = wandb.init(
             id=identity.read_text(),

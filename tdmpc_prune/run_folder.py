@@ -18,7 +18,9 @@ from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import UserError
 
 # What may differ between a run and the command that resumes it: where and how long, never what is learned.
-FREE_ON_RESUME = ("steps", "run_dir", "device", "threads", "checkpoint_every", "wandb", "json")
+# The number of steps is free only where no schedule of removals hangs on it.
+FREE_ON_RESUME = ("steps", "run_dir", "device", "threads", "checkpoint_every", "wandb", "json", "dry_run")
+PARTIAL = ".partial"
 
 
 class RunFolder:
@@ -39,7 +41,8 @@ class RunFolder:
         Raises:
             UserError: it holds something else, a run with other settings, or cannot be written to.
         """
-        if self.path.is_dir() and any(self.path.iterdir()):
+        # A run killed while it wrote its very first file leaves a partial one.
+        if self.path.is_dir() and any(not p.name.endswith(PARTIAL) for p in self.path.iterdir()):
             self._check_same(config)
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another folder with --run-dir")
@@ -80,10 +83,11 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
         wanted = flatten(to_json(config))
+        free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{key} (stored {stored.get(key)!r}, now {wanted.get(key)!r})"
             for key in sorted(stored.keys() | wanted.keys())
-            if key.split(".")[0] not in FREE_ON_RESUME and stored.get(key) != wanted.get(key)
+            if key.split(".")[0] not in free and stored.get(key) != wanted.get(key)
         ]
         if differing:
             raise UserError(
@@ -134,7 +138,7 @@ def _commit() -> str | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that the file is either the old one or the new one, never half of it."""
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     with partial.open("w") as file:
         json.dump(value, file, indent=2)
         file.write("\n")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from tdmpc_prune.config import TrainConfig
+from tdmpc_prune.autoencoder_training import AutoencoderTraining
+from tdmpc_prune.config import AnyTrainConfig, AutoencoderTrainConfig
 from tdmpc_prune.device import choose_device, set_threads
 from tdmpc_prune.errors import Interrupted
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.plots import plot_run
+from tdmpc_prune.run import Run
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: AnyTrainConfig) -> dict[str, Any]:
     """Trains, or resumes, a run; returns its summary.
 
     Raises:
@@ -27,7 +29,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     folder.check(config)
     if (summary := folder.finished_summary(config)) is not None:
         return summary
-    run = Training(config, folder, device)
+    kind: type[Run] = AutoencoderTraining if isinstance(config, AutoencoderTrainConfig) else Training
+    run = kind(config, folder, device)
     folder.create(config)
     log = Logger(
         config.wandb,
@@ -54,9 +57,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     log.write(row)
                     log.removal(row)
                 elif run.evaluation_due:
-                    evaluation = run.evaluate(stop.check)
-                    log.write(run.evaluation_row(evaluation))
-                    log.evaluation(run.progress.env_step, evaluation.mean, evaluation.std)
+                    log.write(run.evaluate(stop.check))
+                    run.show_evaluation(log)
                 elif run.removal_due:
                     event = run.remove(stop.check)
                     if event.idle:
@@ -69,8 +71,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     log.progress(run.collect())
         run.save(log.file.sync())
         summary = run.summary()
-        write_json(folder.summary, summary)
         plot_run(folder)
+        write_json(folder.summary, summary)  # last: who finds it finds all
         return summary
     except Interrupted:
         run.save(log.file.sync())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import numpy as np
 from tdmpc_prune.errors import UserError
 
 
-def check_video() -> None:
+def check_video(path: Path) -> None:
     """Refuses, before anything is run, what could not be written after it.
 
     Raises:
-        UserError: the extra `video` is not installed.
+        UserError: the extra `video` is not installed, or there is no place for the file.
     """
+    nearest = next(p for p in path.absolute().parents if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK) or path.is_dir():
+        raise UserError(f"--video {path}: cannot write there; choose another place")
     try:
         import imageio_ffmpeg  # noqa: F401
     except ImportError as error:

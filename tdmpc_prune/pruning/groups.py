@@ -110,6 +110,10 @@ def find_groups(agent: Prunable) -> list[Group]:
         if isinstance(module, nn.Linear | nn.LayerNorm) or not list(module.children())
     }
     graph = _trace(components, agent.trace)
+    missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
+    if missing:
+        layers = ", ".join(f"{_place(*places[m])} ({type(m).__name__})" for m in missing)
+        raise TraceError(f"trace() does not lead through {layers}: every layer must take part")
     groups, seen = [], set()
     for producer, (component, path) in places.items():
         if not isinstance(producer, nn.Linear) or producer in seen:
@@ -118,10 +122,14 @@ def find_groups(agent: Prunable) -> list[Group]:
         seen |= {m.module for m in members if m.role == "out"}
         # What nobody reads is an output of the agent: actions, rewards, values, reconstructions.
         if any(m.role == "in" for m in members):
-            groups.append(Group(f"{component}.{path}", members))
+            groups.append(Group(_place(component, path), members))
     if not groups:
         raise TraceError("trace() connects no two layers: there is nothing to prune")
     return _with_names([g for g in groups if not g.coupling] + [g for g in groups if g.coupling])
+
+
+def _place(component: str, path: str) -> str:
+    return f"{component}.{path}" if path else component  # a component may be a single layer
 
 
 def _with_names(groups: list[Group]) -> list[Group]:
@@ -136,9 +144,13 @@ def _trace(
 ) -> torch_pruning.DependencyGraph:
     holder = nn.ModuleDict(components)
     modes = {module: module.training for module in holder.modules()}
+    frozen = [p for p in holder.parameters() if not p.requires_grad]
     graph = torch_pruning.DependencyGraph()
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            for parameter in frozen:  # the graph is read off the gradients' path
+                parameter.requires_grad_(True)
+            trace()  # what it raises must not leave torch-pruning's hooks behind
             graph.build_dependency(
                 holder, example_inputs=torch.zeros(1), forward_fn=lambda *_: trace(), verbose=False
             )
@@ -147,11 +159,8 @@ def _trace(
     finally:
         for module, mode in modes.items():  # tracing leaves them in evaluation mode
             module.training = mode
-    untraced = [
-        name for name, c in components.items() if not any(m in graph.module2node for m in c.modules())
-    ]
-    if untraced:
-        raise TraceError(f"trace() does not use {', '.join(untraced)}: every component must take part")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     return graph
 
 
@@ -163,6 +172,10 @@ def _members(
     found: dict[tuple[nn.Module, Role], Tensor] = {}
     for dependency, index in graph.get_pruning_group(producer, torch_pruning.prune_linear_out_channels, rows):
         module = dependency.target.module
+        if isinstance(module, nn.Parameter):
+            raise TraceError(
+                f"{_place(*places[producer])} meets a bare nn.Parameter {list(module.shape)}: put it into a layer"
+            )
         if module not in places:  # an operation without parameters
             continue
         reads = graph.is_in_channel_pruning_fn(dependency.handler)
@@ -173,14 +186,17 @@ def _members(
         elif not list(module.parameters(recurse=False)):
             continue
         else:
-            component, path = places[module]
             raise TraceError(
-                f"{component}.{path} is a {type(module).__name__}: units of Linear and LayerNorm can be removed"
+                f"{_place(*places[module])} is a {type(module).__name__}: units of Linear and LayerNorm can be removed"
+            )
+        if any(not isinstance(getattr(module, n), nn.Parameter | None) for n in ("weight", "bias")):
+            raise TraceError(
+                f"{_place(*places[module])} is reparametrised: units of plain layers can be removed"
             )
         found[module, role] = torch.as_tensor(index)
     wrong = [places[m] for (m, _), index in found.items() if len(index) != len(rows)]
     if wrong:
-        raise TraceError(f"{'.'.join(wrong[0])} does not follow {places[producer]} unit by unit")
+        raise TraceError(f"{_place(*wrong[0])} does not follow {_place(*places[producer])} unit by unit")
     order = {module: i for i, module in enumerate(places)}
     keys = sorted(found, key=lambda k: (k[0] is not producer or k[1] != "out", order[k[0]], k[1]))
     return tuple(Member(*places[m], m, role, found[m, role]) for m, role in keys)

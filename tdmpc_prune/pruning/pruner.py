@@ -47,7 +47,7 @@ class Event:
     """Units that went although the guard would have kept them: the schedule ends here."""
 
     idle: bool
-    """Whether nothing went, although more was due than the largest unit holds and no guard objected."""
+    """Whether nothing went, although more was due than the largest step holds and no guard objected."""
 
 
 class Pruner:
@@ -124,7 +124,10 @@ class Pruner:
         """
         whole = measure({})
         curves: dict[str, Curve] = {}
+        state = self.tracker.state_dict()
         scores = self.tracker.scores(self._criterion)
+        # `random` draws: the removal is to draw the same, also where a measurement was interrupted.
+        self.tracker.load_state_dict(state)
         for group in self.groups:
             order = torch.argsort(scores[group.name].cpu(), stable=True)
             counts = sorted({min(round(s * group.units), group.units - 1) for s in SHARES} - {0})
@@ -152,6 +155,7 @@ class Pruner:
         self.tracker.keep(kept, self.groups)
         self.events = events
         missing = self.initial_parameters * (scheduled - self.sparsity)
+        step_size = self.config.limits.round_to * max(g.unit_parameters for g in self.groups)
         return Event(
             number=self.events,
             scheduled=scheduled,
@@ -159,7 +163,7 @@ class Pruner:
             removed={name: len(units) for name, units in removal.items()},
             postponed=0 if last else kept_back,
             against_guard=kept_back if last else 0,
-            idle=not wanted and missing > max(g.unit_parameters for g in self.groups),
+            idle=not wanted and missing > step_size,
         )
 
     def choose(self, sparsity: float, *, guarded: bool) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
+from tdmpc_prune.pruning.groups import Group, Prunable, TraceError, find_groups
 
 Removal = Mapping[str, Tensor]
 """Units to remove, by group: positions among the units that are left."""
@@ -21,27 +21,42 @@ def remove_units(agent: Prunable, groups: Sequence[Group], removal: Removal) -> 
 
     Raises:
         ValueError: a position is out of range, or a group would lose all units; nothing is changed.
+        TraceError: what is left does not work; nothing is changed.
     """
     _check(groups, removal)
-    kept = _kept(groups, removal)
     copies = (agent.components(), *agent.mirrors())
-    replaced: dict[nn.Parameter, nn.Parameter] = {}
-    for (component, layer, name), cuts in kept.items():
-        for copy in copies:
-            if component in copy:
-                module = copy[component].get_submodule(layer)
-                old = module.get_parameter(name)
-                new = nn.Parameter(_select(old.detach(), cuts), requires_grad=old.requires_grad)
-                setattr(module, name, new)
-                replaced[old] = new
-                _cut_moments(agent.optimizers(), old, new, cuts)
-    for optimizer in agent.optimizers():
-        for group in optimizer.param_groups:
-            group["params"] = [replaced.get(p, p) for p in group["params"]]
-    for copy in copies:
-        for module in (m for component in copy.values() for m in component.modules()):
-            _update_sizes(module)
-    return find_groups(agent)
+    former: list[tuple[nn.Module, str, object]] = []
+
+    def change(module: nn.Module, name: str, value: object) -> None:
+        former.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+
+    replaced: dict[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]] = {}
+    for (component, layer, name), cuts in _kept(groups, removal).items():
+        for module in _modules(copies, component, layer):
+            old = module.get_parameter(name)
+            new = nn.Parameter(_select(old.detach(), cuts), requires_grad=old.requires_grad)
+            change(module, name, new)
+            replaced[old] = new, cuts
+    # A layer's own record of its sizes follows.
+    for group in groups:
+        lost = len(removal.get(group.name, torch.empty(0)).unique())
+        for member in group.members if lost else ():
+            for module in _modules(copies, member.component, member.layer):
+                if isinstance(module, nn.LayerNorm):
+                    change(module, "normalized_shape", (module.normalized_shape[0] - lost,))
+                elif isinstance(module, nn.Linear):
+                    rows, columns = module.weight.shape
+                    change(module, "out_features", rows)
+                    change(module, "in_features", columns)
+    try:
+        left = find_groups(agent)
+    except TraceError:
+        for module, name, value in reversed(former):
+            setattr(module, name, value)
+        raise
+    _follow(agent.optimizers(), replaced)
+    return left
 
 
 def keep_indices(group: Group, removed: Tensor) -> Tensor:
@@ -80,30 +95,29 @@ def _kept(groups: Sequence[Group], removal: Removal) -> dict[tuple[str, str, str
     }
 
 
-def _cut_moments(
+def _modules(copies: Sequence[Mapping[str, nn.Module]], component: str, layer: str) -> list[nn.Module]:
+    """A layer and its mirrors; what a mirror shares with the component counts once."""
+    return list(dict.fromkeys(c[component].get_submodule(layer) for c in copies if component in c))
+
+
+def _follow(
     optimizers: Sequence[torch.optim.Optimizer],
-    old: nn.Parameter,
-    new: nn.Parameter,
-    cuts: Mapping[int, Tensor],
+    replaced: Mapping[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]],
 ) -> None:
+    """Gives the optimisers the new parameters, with moments cut like them."""
     for optimizer in optimizers:
-        if old in optimizer.state:
-            optimizer.state[new] = {
-                # Adam's count of steps has no units.
-                key: _select(value, cuts) if getattr(value, "shape", None) == old.shape else value
-                for key, value in optimizer.state.pop(old).items()
-            }
+        for group in optimizer.param_groups:
+            group["params"] = [replaced[p][0] if p in replaced else p for p in group["params"]]
+        for old, (new, cuts) in replaced.items():
+            if old in optimizer.state:
+                optimizer.state[new] = {
+                    # Adam's count of steps has no units.
+                    key: _select(value, cuts) if getattr(value, "shape", None) == old.shape else value
+                    for key, value in optimizer.state.pop(old).items()
+                }
 
 
 def _select(tensor: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
     for dim, index in cuts.items():
         tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor
-
-
-def _update_sizes(module: nn.Module) -> None:
-    """Lets a layer's own record of its sizes follow its parameters."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-        module.normalized_shape = tuple(module.weight.shape)

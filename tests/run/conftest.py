@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from small_runs import CARTPOLE, PENDULUM, Observed, observe, train_small
+from small_runs import ARGUMENTS, Observed, observe, train_small
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: whoever tries the network fails at once
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
@@ -35,17 +35,19 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def no_plot(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr("tdmpc_prune.train.plot_learning_curve", lambda folder: None)
+    monkeypatch.setattr("tdmpc_prune.train.plot_run", lambda folder: None)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory) -> dict[str, Observed]:
     """A run of each task that nobody interrupted, and what happened in it, in order."""
     runs = {}
-    for name, arguments in {"cartpole": CARTPOLE, "pendulum": PENDULUM}.items():
+    for name, arguments in ARGUMENTS.items():
         path = tmp_path_factory.mktemp("undisturbed") / name
         with pytest.MonkeyPatch.context() as patch:
             events = observe(patch)
+            if name != "cartpole":  # one picture will do
+                patch.setattr("tdmpc_prune.train.plot_run", lambda folder: None)
             train_small(arguments, path)
         runs[name] = Observed(path, events)
     return runs

@@ -30,7 +30,12 @@ PENDULUM = [
     *("--steps", "80", "--eval-every", "40", "--checkpoint-every", "40"),
 ]
 """Episodes of a few steps, which end because the pendulum falls."""
-ARGUMENTS = {"cartpole": CARTPOLE, "pendulum": PENDULUM}
+PRUNED = [
+    *(*PENDULUM, "--prune.importance.warmup", "5", "--prune.events", "3"),
+    *("--prune.eval-episodes", "1", "--prune.calibration-episodes", "1"),
+]
+"""The same, and units are removed three times. The others end before their first removal."""
+ARGUMENTS = {"cartpole": CARTPOLE, "pendulum": PENDULUM, "pruned": PRUNED}
 
 WALL_CLOCK = ("time/", "eval/plan_ms")
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
@@ -57,14 +62,14 @@ def observe(patch) -> list[str]:
         def wrapper(*arguments):
             events.append(name)
             result = method(*arguments)
-            if name == "evaluate":
-                events.append("evaluated")
+            if name in ("evaluate", "remove"):
+                events.append(f"{name}d")
             return result
 
         return wrapper
 
     patch.setattr(StopSignals, "check", noted("check", StopSignals.check))
-    for name in ("collect", "update", "evaluate", "episode_row", "save"):
+    for name in ("collect", "update", "evaluate", "episode_row", "save", "remove"):
         patch.setattr(Training, name, noted(name, getattr(Training, name)))
     return events
 

@@ -23,7 +23,7 @@ from small_runs import train_small as run_small
 from tdmpc_prune.errors import Interrupted
 from tdmpc_prune.signals import StopSignals
 
-TASKS = ["cartpole", "pendulum"]
+TASKS = ["cartpole", "pendulum", "pruned"]
 
 
 @pytest.fixture
@@ -68,6 +68,8 @@ def test_the_reference_runs_are_worth_comparing(undisturbed):
     }
     assert terminated["cartpole"] == 0
     assert terminated["pendulum"] > 0
+    assert undisturbed["pruned"].events.count("remove") == 3
+    assert rows(undisturbed["pruned"].path)[-1]["prune/sparsity"] > 0.7
 
 
 def check_number(events: list[str], before: str | None, after: str | None, which: int = 0) -> int:
@@ -139,6 +141,20 @@ def test_stopped_once(task, moment, undisturbed, folder, interrupt, no_plot):
     assert_same_run(folder, undisturbed[task].path)
 
 
+@pytest.mark.parametrize("later", [-1, 0, 2, 4, 6])
+@pytest.mark.parametrize("removal", [0, 2])
+def test_stopped_around_a_removal(removal, later, undisturbed, folder, interrupt, no_plot):
+    """Checks before, during (its two evaluations) and after units are removed."""
+    events = undisturbed["pruned"].events
+    begin = [i for i, event in enumerate(events) if event == "remove"][removal]
+    interrupt(events[:begin].count("check") + 1 + later)
+    with pytest.raises(Interrupted):
+        run_small(ARGUMENTS["pruned"], folder)
+    interrupt(0)
+    run_small(ARGUMENTS["pruned"], folder)
+    assert_same_run(folder, undisturbed["pruned"].path)
+
+
 @pytest.mark.parametrize("agent_step", [29, 30])
 def test_stopped_where_the_random_phase_ends_within_an_episode(
     agent_step, undisturbed, folder, interrupt, no_plot
@@ -154,7 +170,7 @@ def test_stopped_where_the_random_phase_ends_within_an_episode(
     assert_same_run(folder, undisturbed["cartpole"].path)
 
 
-@pytest.mark.parametrize(("task", "seed"), [("cartpole", 0), ("pendulum", 1), ("pendulum", 2)])
+@pytest.mark.parametrize(("task", "seed"), [("cartpole", 0), ("pendulum", 1), ("pruned", 2), ("pruned", 3)])
 def test_stopped_again_and_again(task, seed, undisturbed, folder, interrupt, no_plot):
     rng = np.random.default_rng(seed)
     for sitting in itertools.count():  # an evaluation, which starts anew, takes less than 28 checks
@@ -245,7 +261,7 @@ def test_killed_once(moment, undisturbed, folder, monkeypatch, no_plot):
 
 def test_killed_before_the_picture_is_drawn(folder, monkeypatch):
     with monkeypatch.context() as patch:
-        killed(patch, "tdmpc_prune.train.plot_learning_curve", 1)
+        killed(patch, "tdmpc_prune.train.plot_run", 1)
         with pytest.raises(Killed):
             run_small(PENDULUM, folder)
     run_small(PENDULUM, folder)

@@ -1,0 +1,1 @@
+"""Measured results, and the commands that collect, tabulate and draw them."""

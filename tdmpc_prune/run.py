@@ -1,0 +1,368 @@
+"""What every run in training consists of, whatever learns in it: what is due, removals, rows, storing."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tdmpc_prune import checkpoint
+from tdmpc_prune.config import TrainConfig
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.logger import Logger
+from tdmpc_prune.pruning.groups import Prunable
+from tdmpc_prune.pruning.pruner import Event, Pruner
+from tdmpc_prune.run_folder import RunFolder
+
+Check = Callable[[], None]
+"""Called now and then while something takes long; it may raise to give up."""
+Row = dict[str, float | int]
+
+
+class Agent(Prunable, Protocol):
+    """What learns: it can be pruned, and counts its updates."""
+
+    updates: int
+
+
+@dataclass
+class Progress:
+    """Counters of a run; -1: never yet."""
+
+    env_step: int = 0
+    agent_step: int = 0
+    evaluated_at: int = -1
+    """Environment step of the last evaluation."""
+    saved_at: int = 0
+    """Environment step of the last checkpoint."""
+    elapsed: float = 0.0
+    """Seconds spent so far, in all sittings."""
+
+
+class Run(ABC):
+    """A run between its steps. Whatever is not in `save` does not outlive a step.
+
+    The loop in `train` asks what is due and calls it; every method does one small step, so that a run can
+    be stopped, saved and resumed between any two of them, with bitwise the same results on the CPU.
+
+    An episode is what is learned from between two rows of metrics: a run's own kind says how long it is.
+    """
+
+    outcome: ClassVar[str]
+    """What removals are judged by, as in the metrics `prune/<outcome>_before` and `_after`."""
+
+    config: TrainConfig
+    agent: Agent
+    progress: Progress
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, device: torch.device) -> None:
+        """Builds a new run, or the one that the folder's newest checkpoint holds.
+
+        Raises:
+            SparsityError: pruning cannot come to the sparsity asked for.
+            UserError: a checkpoint cannot be read, or is none that this run can start from.
+        """
+        self.config, self.folder, self.device = config, folder, device
+        newest = checkpoint.latest(folder.checkpoints)
+        self.resumed = newest is not None
+        source = newest or (config.init_from and checkpoint.find(config.init_from))
+        state: dict[str, Any] | None = None
+        if source:
+            with checkpoint.readable(source):
+                state = checkpoint.read_state(source)
+        self._build(state)
+        self.pruner: Pruner | None = None
+        if config.prune.enabled:
+            schedule = config.prune.schedule_over(config.steps)
+            losses = self._losses_of_components()
+            self.pruner = Pruner(self.agent, config.prune, schedule, losses=losses, seed=config.seed)
+        self.losses: dict[str, Tensor] = {}
+        self.event_row: Row = {}
+        self.metrics_bytes = 0
+        self._since = time.perf_counter()
+        if source and state:
+            self._load(source, state)
+        if self.pruner and not self.resumed:
+            self.pruner.check_target()
+
+    # What a kind of run is made of
+
+    @abstractmethod
+    def _build(self, state: Mapping[str, Any] | None) -> None:
+        """Builds the agent and all parts around it, with the widths of a stored `state` if there is one.
+
+        Raises:
+            UserError: the state is another run's, and this one cannot start from it.
+        """
+
+    @abstractmethod
+    def _losses_of_components(self) -> dict[str, str]:
+        """The loss that trains each component."""
+
+    @abstractmethod
+    def _networks(self) -> Mapping[str, nn.Module]:
+        """All networks that are stored, by name."""
+
+    # What is due
+
+    @property
+    @abstractmethod
+    def pending_updates(self) -> int:
+        """Updates that are owed before the next step."""
+
+    @property
+    @abstractmethod
+    def episode_unlogged(self) -> bool:
+        """Whether an episode ended whose row of metrics was not written."""
+
+    @property
+    def between_episodes(self) -> bool:
+        """Whether this is a moment for evaluations, removals and regular checkpoints."""
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are made."""
+        return self.progress.env_step >= self.config.steps and self.between_episodes
+
+    @property
+    def removal_due(self) -> bool:
+        """Between episodes: whether units are to be removed now."""
+        due = self.pruner is not None and self.pruner.due(self.progress.env_step)
+        return due and self.between_episodes
+
+    @property
+    def removal_unlogged(self) -> bool:
+        """Whether units were removed and the effect is not measured yet."""
+        return bool(self.event_row)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Between episodes: whether an evaluation step was passed since the last one, or the run ends."""
+        last = self.progress.evaluated_at
+        ends = self.finished and self.progress.env_step > last
+        return (last < 0 or ends or self._passed(self.config.eval_every, last)) and self.between_episodes
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Between episodes: whether a checkpoint step was passed since the last one."""
+        return self.between_episodes and self._passed(self.config.checkpoint_every, self.progress.saved_at)
+
+    def _passed(self, every: int, last: int) -> bool:
+        """Whether a multiple of `every` steps was passed since step `last`."""
+        return self.progress.env_step // every > last // every
+
+    # Steps
+
+    @abstractmethod
+    def collect(self) -> int:
+        """Makes one step that brings something to learn from; returns its environment steps."""
+
+    @abstractmethod
+    def update(self) -> None:
+        """Makes one update of the agent."""
+
+    def _updated(self, losses: Mapping[str, Tensor]) -> None:
+        """Ends an update: the pruner's clock goes on, the losses are added up for the next row."""
+        if self.pruner:
+            self.pruner.advance(self.progress.env_step / self.config.steps)
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value
+        self.losses["count"] = self.losses.get("count", torch.zeros(())) + 1
+
+    def evaluate(self, check: Check) -> Row:
+        """Evaluates the agent; returns the metrics. `check` may raise to give up, then nothing has changed."""
+        row = self._evaluate(check)
+        self.progress.evaluated_at = self.progress.env_step
+        return self._counters() | row | (self.pruner.metrics() if self.pruner else {}) | self._time()
+
+    @abstractmethod
+    def _evaluate(self, check: Check) -> Row:
+        """Metrics of an evaluation; keeps in `progress` what the summary needs."""
+
+    @abstractmethod
+    def show_evaluation(self, log: Logger) -> None:
+        """Shows the last evaluation on the terminal."""
+
+    def remove(self, check: Check) -> Event:
+        """Removes the units that are due; all or nothing, so `check` may raise to give up before.
+
+        The outcome right before, and where it is due a calibration, are measured first.
+        """
+        assert self.pruner is not None
+        before = self._measure_outcome(check)
+        calibrated = 0
+        step = self.progress.env_step
+        if self.pruner.calibration_due(step):
+            calibrated = self.pruner.calibrate(step, lambda removal: self._return_without(removal, check))
+        start = time.perf_counter()
+        event = self.pruner.prune(step)
+        self.event_row = {
+            "prune/event": event.number,
+            "prune/scheduled": event.scheduled,
+            "prune/removed_units": sum(event.removed.values()),
+            "prune/postponed_units": event.postponed,
+            "prune/against_guard": event.against_guard,
+            f"prune/{self.outcome}_before": before,
+            "prune/calibration_measurements": calibrated,
+            "time/event_ms": 1e3 * (time.perf_counter() - start),
+        }
+        return event
+
+    def removal_row(self, check: Check) -> Row:
+        """Metrics of the removal, with the outcome right after it."""
+        assert self.pruner is not None
+        after = {f"prune/{self.outcome}_after": self._measure_outcome(check)}
+        row = self._counters() | self.event_row | after | self.pruner.metrics()
+        self.event_row = {}
+        return {k: v for k, v in row.items() if v == v} | self._time()  # nothing was measured: nan
+
+    def _measure_outcome(self, check: Check) -> float:
+        """The outcome now, or nan where the settings ask for none around removals."""
+        return self._outcome(check) if self.config.prune.eval_episodes else float("nan")
+
+    @abstractmethod
+    def _outcome(self, check: Check) -> float:
+        """The outcome as it is measured right before and after removals."""
+
+    @abstractmethod
+    def _return_without(self, removal: Mapping[str, Tensor], check: Check) -> float:
+        """What a copy of the agent that has lost these units is worth: the more the better, 0 if nothing."""
+
+    # Rows of metrics
+
+    def episode_row(self) -> Row:
+        """Metrics of the last episode and the mean losses of its updates, which start anew."""
+        count = float(self.losses.pop("count", torch.ones(())))
+        means = {f"train/{name}": float(total) / count for name, total in self.losses.items()}
+        self.losses = {}
+        row = self._counters() | self._episode_metrics() | means | self._time()
+        return row | self.pruner.importance_metrics() | self.pruner.metrics() if self.pruner else row
+
+    @abstractmethod
+    def _episode_metrics(self) -> Row:
+        """Metrics of the last episode itself, which counts as logged from now on."""
+
+    def summary(self) -> dict[str, Any]:
+        """What a finished run came to."""
+        networks = self.agent.components().values()
+        return {
+            "task": self.config.task,
+            "seed": self.config.seed,
+            **self._counters(),
+            **self._results(),
+            "parameters": sum(p.numel() for network in networks for p in network.parameters()),
+            "sparsity": self.pruner.sparsity if self.pruner else 0.0,
+            "minutes": round(self.elapsed() / 60, 2),
+            "run": str(self.folder.path),
+        }
+
+    @abstractmethod
+    def _results(self) -> Row:
+        """What the last evaluation found, for the summary."""
+
+    def _counters(self) -> Row:
+        return {
+            "env_step": self.progress.env_step,
+            "agent_step": self.progress.agent_step,
+            "update": self.agent.updates,
+        }
+
+    def _time(self) -> Row:
+        return {"time/elapsed_s": round(self.elapsed(), 3)}
+
+    def elapsed(self) -> float:
+        """Seconds spent on this run, in all sittings."""
+        now = time.perf_counter()
+        self.progress.elapsed += now - self._since
+        self._since = now
+        return self.progress.elapsed
+
+    # Storing
+
+    def save(self, metrics_bytes: int) -> Path:
+        """Writes a checkpoint of everything; `metrics_bytes`: how much of metrics.jsonl belongs to it."""
+        self.elapsed()
+        self.progress.saved_at = self.progress.env_step
+        tensors = {
+            **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.agent)),
+            **checkpoint.prefixed("losses", self.losses),
+            **self._tensors(),
+        }
+        if self.pruner:
+            tensors |= checkpoint.prefixed("pruner", self.pruner.state_dict())
+        state: dict[str, Any] = {
+            "task": self.config.task,
+            "seed": self.config.seed,
+            "progress": asdict(self.progress),
+            "updates": self.agent.updates,
+            "pruner": self.pruner and self.pruner.record(),
+            "event_row": self.event_row,
+            "metrics_bytes": metrics_bytes,
+            **self._record(),
+        }
+        return checkpoint.save(
+            self.folder.checkpoints, networks=self._networks(), training=tensors, state=state
+        )
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """All other tensors that resuming needs, random states among them."""
+
+    @abstractmethod
+    def _record(self) -> dict[str, Any]:
+        """JSON values that rebuild the agent: at least `agent`, its settings, and `architecture`."""
+
+    def _load(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint of this run, or begins with what another one has learned."""
+        with checkpoint.readable(path):
+            checkpoint.load_networks(path, self._networks())
+            tensors = checkpoint.load_training(path)
+            checkpoint.load_optimizers(self.agent, checkpoint.select("optimizer", tensors))
+            self.agent.updates = state["updates"]
+            self._load_learned(tensors)
+            progress = type(self.progress)(**state["progress"])
+        if not self.resumed:
+            # Its schedules go on, this run's own counters begin.
+            self.progress.agent_step = progress.agent_step
+            self._begin_after(tensors)
+            return
+        with checkpoint.readable(path):
+            self.progress = progress
+            self.losses = checkpoint.select("losses", tensors)
+            if self.pruner:
+                self.pruner.load(state["pruner"], checkpoint.select("pruner", tensors))
+            self.event_row = state["event_row"]
+            self.metrics_bytes = state["metrics_bytes"]
+        metrics = self.folder.metrics
+        if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
+            raise UserError(f"{metrics} lacks lines that belong to {path}: choose another --run-dir")
+        self._load_own(tensors)
+
+    @abstractmethod
+    def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what a run that starts from this checkpoint needs as well as one that resumes it."""
+
+    @abstractmethod
+    def _begin_after(self, tensors: Mapping[str, Tensor]) -> None:
+        """Begins a run of its own with what `_load_learned` has taken over."""
+
+    @abstractmethod
+    def _load_own(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what only a resumed run needs."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees what must be freed."""
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """Independent seeds for the parts of a run."""
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(count)]

@@ -1,0 +1,305 @@
+"""What belongs together, found by tracing and compared with what is known of the networks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from agents.tdmpc.agent import TDMPC
+from agents.tdmpc.config import PAPER, TDMPCConfig
+from tdmpc_prune.pruning.groups import TraceError, find_groups
+
+TWELVE = [
+    *("encoder.0", "dynamics.0", "dynamics.2", "reward.0", "reward.2", "policy.0", "policy.2"),
+    *("q1.0", "q1.3", "q2.0", "q2.3", "latent"),
+]
+
+
+class Foreign:
+    """Any components with any trace, in the shape that pruning asks for."""
+
+    def __init__(self, trace, mirrors=(), optimizers=(), **components):
+        self.trace = trace
+        self.nets = components
+        self._mirrors, self._optimizers = mirrors, optimizers
+
+    def components(self):
+        return self.nets
+
+    def mirrors(self):
+        return self._mirrors
+
+    def optimizers(self):
+        return self._optimizers
+
+
+def alone(net, inputs=3):
+    """An agent of one network."""
+    return Foreign(lambda: [net(torch.zeros(2, inputs))], net=net)
+
+
+def places(group):
+    return [(m.component, m.layer, m.role) for m in group.members]
+
+
+# TD-MPC
+
+
+@pytest.mark.parametrize("config", [TDMPCConfig(), PAPER], ids=["laptop", "paper"])
+def test_tdmpc_has_twelve_groups(config):
+    groups = find_groups(TDMPC(config, obs_dim=5, action_dim=1))
+    assert [g.name for g in groups] == TWELVE
+    assert [g.name for g in groups if g.coupling] == ["latent"]
+    hidden, encoder, latent = config.hidden_dim, config.encoder_dim, config.latent_dim
+    assert [g.units for g in groups] == [encoder, *[hidden] * 10, latent]
+
+
+@pytest.mark.parametrize("num_q", [2, 3, 5])
+def test_every_q_adds_two_groups(num_q):
+    groups = find_groups(TDMPC(TDMPCConfig(num_q=num_q), obs_dim=5, action_dim=1))
+    qs = [name for i in range(num_q) for name in (f"q{i + 1}.0", f"q{i + 1}.3")]
+    assert [g.name for g in groups] == [*TWELVE[:7], *qs, "latent"]
+    assert len(groups) == 8 + 2 * num_q
+    assert len(groups[-1].members) == 5 + num_q
+
+
+def test_the_latent_has_seven_members(tdmpc):
+    latent = find_groups(tdmpc)[-1]
+    assert places(latent) == [
+        ("encoder", "2", "out"),
+        ("dynamics", "0", "in"),
+        ("dynamics", "4", "out"),  # which only the second imagined step reads
+        ("reward", "0", "in"),
+        ("policy", "0", "in"),
+        ("q1", "0", "in"),
+        ("q2", "0", "in"),
+    ]
+    assert latent.components == ("encoder", "dynamics", "reward", "policy", "q1", "q2")
+    for member in latent.members:  # the actions come after the latent state, at columns 6 and 7
+        assert member.index.tolist() == list(range(6))
+        assert member.module is tdmpc.components()[member.component].get_submodule(member.layer)
+
+
+def test_members_of_the_component_groups(tdmpc):
+    groups = find_groups(tdmpc)
+    for group in groups[:-1]:
+        component, layer = group.name.split(".")
+        following = "3" if (component[0], layer) == ("q", "0") else str(int(layer) + 2)
+        norm = [(component, "1", "norm")] if following == "3" else []
+        assert places(group) == [(component, layer, "out"), *norm, (component, following, "in")]
+        assert group.components == (component,)
+        assert not group.coupling
+        for member in group.members:
+            assert member.index.tolist() == list(range(group.units))
+
+
+def test_units_and_their_parameters_by_hand(tdmpc):
+    groups = find_groups(tdmpc)
+    assert [g.name for g in groups] == TWELVE
+    assert [g.units for g in groups] == [9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 6]
+    assert {g.name: g.unit_parameters for g in groups} == {
+        "encoder.0": 4 + 1 + 6,  # a row with its bias, and a column
+        "dynamics.0": 8 + 1 + 11,
+        "dynamics.2": 10 + 1 + 6,
+        "reward.0": 8 + 1 + 13,
+        "reward.2": 12 + 1 + 1,
+        "policy.0": 6 + 1 + 15,
+        "policy.2": 14 + 1 + 2,
+        "q1.0": 8 + 1 + 2 + 17,  # and the norm's scale and shift
+        "q1.3": 16 + 1 + 1,
+        "q2.0": 8 + 1 + 2 + 19,
+        "q2.3": 18 + 1 + 1,
+        "latent": (9 + 1) + (11 + 1) + 10 + 12 + 14 + 16 + 18,
+    }
+
+
+def test_what_meets_the_world_is_in_no_group(tdmpc):
+    held = {(m.component, m.layer, m.role): m.index for g in find_groups(tdmpc) for m in g.members}
+    assert ("encoder", "0", "in") not in held  # observations
+    outputs = [("reward", "4"), ("policy", "4"), ("q1", "5"), ("q2", "5")]
+    assert not [place for place in outputs if (*place, "out") in held]
+    for component in ("dynamics", "reward", "q1", "q2"):  # actions
+        columns = tdmpc.components()[component][0].in_features
+        assert columns == 8
+        assert held[component, "0", "in"].max() == columns - 3
+
+
+def test_slices_name_the_parameters_and_the_units_dimension(tdmpc):
+    group = next(g for g in find_groups(tdmpc) if g.name == "q1.0")
+    row, norm, column = group.members
+    q = tdmpc.components()["q1"]
+    assert [(name, p is getattr(q[0], name), dim) for name, p, dim in row.slices()] == [
+        ("weight", True, 0),
+        ("bias", True, 0),
+    ]
+    assert [(name, p is getattr(q[1], name), dim) for name, p, dim in norm.slices()] == [
+        ("weight", True, 0),
+        ("bias", True, 0),
+    ]
+    assert [(name, p is q[3].weight, dim) for name, p, dim in column.slices()] == [("weight", True, 1)]
+
+
+def test_tracing_leaves_no_trace(tdmpc):
+    model = tdmpc.model
+    model.train()
+    model.reward.eval()
+    model.q[0][2].eval()
+    model.encoder[0].weight.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+
+    def everything():
+        yield [m.training for m in model.modules()]
+        yield [p.requires_grad for p in (*model.parameters(), *tdmpc.target.parameters())]
+        yield [p.detach().clone() for p in (*model.parameters(), *tdmpc.target.parameters())]
+        yield [p.grad.clone() for p in model.parameters()]
+        yield [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+        yield [torch.get_rng_state(), tdmpc.generator.get_state()]
+
+    before = list(everything())
+    assert len(find_groups(tdmpc)) == 12
+    for was, now in zip(before, everything(), strict=True):
+        for a, b in zip(was, now, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def test_tracing_needs_no_gradients_to_be_on(tdmpc):
+    with torch.no_grad():
+        assert [g.name for g in find_groups(tdmpc)] == TWELVE
+    for copy in (tdmpc.model, tdmpc.target):
+        copy.requires_grad_(False)
+    assert [g.name for g in find_groups(tdmpc)] == TWELVE  # an agent with frozen parts is the same agent
+    assert not any(p.requires_grad for p in tdmpc.model.parameters())
+
+
+# Other agents
+
+
+def test_two_couplings_keep_the_names_of_their_producers():
+    vision, touch, actor = nn.Linear(3, 4), nn.Sequential(nn.Linear(2, 5)), nn.Linear(9, 1)
+
+    def trace():
+        both = torch.cat([vision(torch.zeros(1, 3)), touch(torch.zeros(1, 2))], -1)
+        return [actor(both.relu())]
+
+    groups = find_groups(Foreign(trace, vision=vision, touch=touch, actor=actor))
+    assert [(g.name, g.units, g.coupling) for g in groups] == [("vision", 4, True), ("touch.0", 5, True)]
+    # Each has its own columns of what reads both.
+    assert [g.members[-1].index.tolist() for g in groups] == [[0, 1, 2, 3], [4, 5, 6, 7, 8]]
+
+
+def test_a_residual_stream_is_one_group():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs, self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+            self.outputs = nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.inputs(x)
+            return self.outputs(x + self.down(self.up(x).relu()))
+
+    groups = find_groups(alone(Residual()))
+    assert [(g.name, places(g)) for g in groups] == [
+        (
+            "net.inputs",
+            [("net", "inputs", "out"), ("net", "up", "in"), ("net", "down", "out"), ("net", "outputs", "in")],
+        ),
+        ("net.up", [("net", "up", "out"), ("net", "down", "in")]),
+    ]
+    assert groups[0].unit_parameters == (3 + 1) + 8 + (8 + 1) + 2
+
+
+def test_layers_without_a_bias():
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4, bias=False), nn.Linear(4, 2))
+    (group,) = find_groups(alone(net))
+    assert group.unit_parameters == 3 + 1 + 2
+
+
+# Refusals
+
+
+class Bare(nn.Module):
+    """Scales hidden units by a parameter that is in no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.down(self.up(x) * self.scale)
+
+
+class Twice(nn.Module):
+    """Reads the same hidden units in two places."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.down(torch.cat([self.up(x)] * 2, -1))
+
+
+@pytest.mark.parametrize(
+    ("net", "reason"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), "net.1 is a BatchNorm1d"),
+        (
+            nn.Sequential(
+                *(nn.Linear(3, 4), nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 4, 3)),
+                *(nn.Flatten(), nn.Linear(8, 2)),
+            ),
+            "net.2 is a Conv1d",
+        ),
+        (nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)), "net.1 is a PReLU"),
+        (nn.Sequential(spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)), "net.0 is reparametrised"),
+        (Bare(), r"net.up meets a bare nn.Parameter \[4\]"),
+        (Twice(), "net.down does not follow net.up unit by unit"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "nothing to prune"),
+        (nn.Linear(4, 2), r"trace\(\) cannot be followed: RuntimeError: mat1 and mat2 shapes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_pruned_is_refused(net, reason):
+    with pytest.raises(TraceError, match=reason):
+        find_groups(alone(net))
+
+
+def test_a_component_or_a_layer_that_the_trace_leaves_out_is_refused():
+    body, head = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 4)), nn.Linear(4, 1)
+
+    def trace():
+        return [body(torch.zeros(1, 3))]
+
+    with pytest.raises(TraceError, match=r"lead through head \(Linear\): every layer"):
+        find_groups(Foreign(trace, body=body, head=head))
+    body.append(nn.ModuleDict({"aux": nn.Linear(4, 1)}))
+    body.forward = lambda x: body[2](body[1](body[0](x)))
+    with pytest.raises(TraceError, match=r"lead through body.3.aux \(Linear\): every layer"):
+        find_groups(Foreign(trace, body=body))
+    memory = nn.GRUCell(3, 4)
+    with pytest.raises(TraceError, match=r"lead through memory \(GRUCell\)"):
+        find_groups(Foreign(lambda: [head(memory(torch.zeros(1, 3)))], memory=memory, head=head))
+
+
+def test_a_trace_that_raises_leaves_the_agent_as_it_was():
+    net = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+
+    def trace():
+        net(torch.zeros(1, 3))
+        raise KeyError("camera")
+
+    with pytest.raises(TraceError, match=r"^trace\(\) cannot be followed: KeyError: 'camera'$"):
+        find_groups(Foreign(trace, net=net))
+    assert all(m.training and not m._forward_hooks for m in net.modules())
+    assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
+
+
+def test_a_trace_with_random_numbers_takes_none_away():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(), nn.Linear(4, 2))
+    before = torch.get_rng_state()
+    find_groups(Foreign(lambda: [net(torch.randn(2, 3))], net=net))
+    assert torch.equal(torch.get_rng_state(), before)

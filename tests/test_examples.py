@@ -1,0 +1,36 @@
+"""The examples do what they are quoted for."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_own_agent(tmp_path):
+    script = ROOT / "examples" / "own_agent.py"
+    assert len(script.read_text().splitlines()) < 60
+    done = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    *events, last = done.stdout.splitlines()
+    number = r"(\d\.\d+)"
+    found = [re.fullmatch(rf"sparsity {number}: error {number} before, {number} after", e) for e in events]
+    sparsity, before, _ = zip(*(map(float, event.groups()) for event in found), strict=True)
+    assert len(sparsity) == 5
+    assert sorted(set(sparsity)) == list(sparsity)
+    end = [float(n) for n in re.fullmatch(rf"sparsity {number}: error {number} at the end", last).groups()]
+    assert 0.79 <= end[0] == sparsity[-1] <= 0.8
+    # The mass starts one unit away; pruned to a fifth, it comes to rest as the dense agent's does.
+    assert before[0] < 0.1
+    assert end[1] < 0.1
