@@ -153,8 +153,11 @@ class Logger:
 
     def removal(self, row: Row) -> None:
         """Shows a removal of units."""
-        before, after = (row.get(f"prune/return_{when}") for when in ("before", "after"))
-        effect = f"   return {before:.1f} -> {after:.1f}" if before is not None else ""
+        effect = ""
+        for outcome, digits in (("return", 1), ("error", 4)):
+            if f"prune/{outcome}_before" in row:
+                before, after = row[f"prune/{outcome}_before"], row[f"prune/{outcome}_after"]
+                effect = f"   {outcome} {before:.{digits}f} -> {after:.{digits}f}"
         self.say(
             f"env step {row['env_step']:>8,}   removed {row['prune/removed_units']} units: "
             f"{row['prune/params']:,} parameters, sparsity {row['prune/sparsity']:.1%}{effect}"

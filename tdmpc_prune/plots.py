@@ -45,7 +45,8 @@ def _learning_curve(figure: Figure, rows: Rows) -> None:
     axes = figure.subplots()
     steps, means = _series(rows, f"eval/{key}")
     _, spread = _series(rows, f"eval/{key}_std")
-    axes.plot(*_series(rows, f"train/{key}"), color="0.7", linewidth=1, label="training episodes")
+    trained = {"return": "train/return", "error": "train/reconstruction_loss"}[key]
+    axes.plot(*_series(rows, trained), color="0.7", linewidth=1, label="training")
     axes.plot(steps, means, color="C0", marker="o", markersize=3, label="evaluation, mean")
     if spread:
         low = [m - s for m, s in zip(means, spread, strict=True)]
@@ -53,7 +54,7 @@ def _learning_curve(figure: Figure, rows: Rows) -> None:
         label = "± standard deviation over episodes"
         axes.fill_between(steps, low, high, color="C0", alpha=0.2, linewidth=0, label=label)
     _mark_events(axes, rows)
-    axes.set(xlabel="environment steps", ylabel=name)
+    axes.set(xlabel=_steps(rows), ylabel=name)
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -79,7 +80,7 @@ def _widths(figure: Figure, rows: Rows) -> None:
         steps, widths = _series(rows, f"prune/width/{name}")
         shares = [width / widths[0] for width in widths]
         axes.step(steps, shares, where="post", label=name, linestyle="-" if i < 10 else "--")
-    axes.set(xlabel="environment steps", ylabel="share of the units left", ylim=(0, 1.05))
+    axes.set(xlabel=_steps(rows), ylabel="share of the units left", ylim=(0, 1.05))
     axes.legend(frameon=False, fontsize=7, ncols=2)
 
 
@@ -100,10 +101,15 @@ def _importance(figure: Figure, rows: Rows) -> None:
         axes.set_title(criterion, fontsize=9)
     grid[0].invert_yaxis()
     for axes in grid[2:]:
-        axes.set_xlabel("environment steps")
+        axes.set_xlabel(_steps(rows))
     if mesh is not None:
         label = "mean score of a group / mean over all groups"
         figure.colorbar(mesh, ax=figure.axes, label=label, extend="both")
+
+
+def _steps(rows: Rows) -> str:
+    """What env_step counts."""
+    return "environment steps" if outcome(rows)[0] == "return" else "updates"
 
 
 def _mark_events(axes: Axes, rows: Rows) -> None:

@@ -86,7 +86,7 @@ class RunFolder:
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{key} (stored {stored.get(key)!r}, now {wanted.get(key)!r})"
-            for key in sorted(stored.keys() | wanted.keys())
+            for key in dict.fromkeys([*wanted, *stored])
             if key.split(".")[0] not in free and stored.get(key) != wanted.get(key)
         ]
         if differing:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.world_model import architecture
-from envs import make_env
+from envs import TASKS, make_env
 from tdmpc_prune import checkpoint
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
+from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.origin import check_origin
@@ -56,6 +57,7 @@ class Training(Run):
         agent_seed, replay_seed, collect_seed = seeds(config.seed, 3)
         env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
+        _check_lengths(config, env.get_wrapper_attr("max_episode_steps"))
         if state and not self.resumed:
             check_origin(config, state, architecture(config.agent, obs_dim, action_dim))
         self.progress = TrainingProgress()
@@ -220,3 +222,21 @@ class Training(Run):
         if self.progress.agent_step < self.config.agent.random_steps:
             return self.agent.random_action()
         return self.agent.plan(obs[None], self.planner, self.progress.agent_step, explore=True)[0]
+
+
+def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
+    """Refuses sequences that no episode holds, and a replay that holds no episode."""
+    longest = -(-max_episode_steps // config.env_steps_per_action)
+    agent = config.agent
+    if agent.horizon >= longest:
+        raise UserError(
+            f"agent.horizon is {agent.horizon}, but an episode of {config.task} has {longest} agent steps "
+            "at most: lower it"
+        )
+    # Gymnasium's tasks may be meant to end early; DMControl's go on to the end.
+    certain = TASKS[config.task].suite == "dmcontrol"
+    if certain and agent.replay.capacity < longest + agent.horizon:
+        raise UserError(
+            f"agent.replay.capacity is {agent.replay.capacity}, but an episode of {config.task} takes "
+            f"{longest + agent.horizon} rows: raise it"
+        )

@@ -28,7 +28,9 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
     evaluations = [(r["env_step"], r["eval/return"]) for r in rows if "eval/return" in r]
     first, last = events[0]["env_step"], events[-1]["env_step"]
     best = reference if reference is not None else max(value for _, value in evaluations)
-    measured = [(r["prune/return_before"], r["prune/return_after"]) for r in events if "prune/return_after" in r]
+    measured = [
+        (r["prune/return_before"], r["prune/return_after"]) for r in events if "prune/return_after" in r
+    ]
     window = [value for step, value in evaluations if first <= step <= last]
     after = [(last, measured[-1][1])] if measured else []
     recovered = [

@@ -7,6 +7,7 @@ components, and what is never pruned is decided here (Sundaram et al. 2025, arXi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -109,12 +110,21 @@ def find_groups(agent: Prunable) -> list[Group]:
         for path, module in component.named_modules()
         if isinstance(module, nn.Linear | nn.LayerNorm) or not list(module.children())
     }
-    graph = _trace(components, agent.trace)
+    with _undisturbed(components):
+        graph = _trace(components, agent.trace)
+        groups = _groups(graph, places)
+        for group in groups:
+            _check_positions(group, agent.trace, places)
+    return _with_names([g for g in groups if not g.coupling] + [g for g in groups if g.coupling])
+
+
+def _groups(graph: torch_pruning.DependencyGraph, places: Mapping[nn.Module, tuple[str, str]]) -> list[Group]:
     missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
     if missing:
         layers = ", ".join(f"{_place(*places[m])} ({type(m).__name__})" for m in missing)
         raise TraceError(f"trace() does not lead through {layers}: every layer must take part")
-    groups, seen = [], set()
+    groups: list[Group] = []
+    seen: set[nn.Module] = set()
     for producer, (component, path) in places.items():
         if not isinstance(producer, nn.Linear) or producer in seen:
             continue
@@ -125,7 +135,7 @@ def find_groups(agent: Prunable) -> list[Group]:
             groups.append(Group(_place(component, path), members))
     if not groups:
         raise TraceError("trace() connects no two layers: there is nothing to prune")
-    return _with_names([g for g in groups if not g.coupling] + [g for g in groups if g.coupling])
+    return groups
 
 
 def _place(component: str, path: str) -> str:
@@ -139,29 +149,76 @@ def _with_names(groups: list[Group]) -> list[Group]:
     return groups
 
 
-def _trace(
-    components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]
-) -> torch_pruning.DependencyGraph:
+@contextmanager
+def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Evaluation mode and gradients for all; what was set before, and random numbers, come back."""
     holder = nn.ModuleDict(components)
     modes = {module: module.training for module in holder.modules()}
     frozen = [p for p in holder.parameters() if not p.requires_grad]
-    graph = torch_pruning.DependencyGraph()
+    holder.eval().requires_grad_(True)  # the graph is read off the gradients' path
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            for parameter in frozen:  # the graph is read off the gradients' path
-                parameter.requires_grad_(True)
-            trace()  # what it raises must not leave torch-pruning's hooks behind
-            graph.build_dependency(
-                holder, example_inputs=torch.zeros(1), forward_fn=lambda *_: trace(), verbose=False
-            )
-    except Exception as error:
-        raise TraceError(f"trace() cannot be followed: {type(error).__name__}: {error}") from error
+            yield
     finally:
-        for module, mode in modes.items():  # tracing leaves them in evaluation mode
+        for module, mode in modes.items():
             module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _trace(
+    components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]
+) -> torch_pruning.DependencyGraph:
+    graph = torch_pruning.DependencyGraph()
+    try:
+        trace()  # what it raises must not leave torch-pruning's hooks behind
+        graph.build_dependency(
+            nn.ModuleDict(components),
+            example_inputs=torch.zeros(1),
+            forward_fn=lambda *_: trace(),
+            verbose=False,
+        )
+    except Exception as error:
+        raise TraceError(f"trace() cannot be followed: {type(error).__name__}: {error}") from error
     return graph
+
+
+def _check_positions(
+    group: Group, trace: Callable[[], Sequence[Tensor]], places: Mapping[nn.Module, tuple[str, str]]
+) -> None:
+    """Marks a group's first and last unit with NaN, which has to arrive where its members say, and nowhere else.
+
+    The traced graph does not see constants: after cat([action, z]) it takes the actions' columns for z's.
+    """
+    ends = [0, group.units - 1]
+    expected = {(m.module, m.role): set(m.index[ends].tolist()) for m in group.members}
+    arrived: dict[nn.Module, set[int]] = {module: set() for module in places}
+
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        arrived[module] |= set(inputs[0].isnan().flatten(0, -2).any(0).nonzero().flatten().tolist())
+        return (inputs[0].nan_to_num(), *inputs[1:])
+
+    def write(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        index = expected.get((module, "norm")) or expected[module, "out"]
+        return output.index_fill(-1, torch.tensor(sorted(index), device=output.device), torch.nan)
+
+    layers = [module for module in places if isinstance(module, nn.Linear | nn.LayerNorm)]
+    writers = [m.module for m in group.members if m.role != "in"]
+    hooks = [module.register_forward_pre_hook(read) for module in layers]
+    hooks += [module.register_forward_hook(write) for module in writers]
+    try:
+        with torch.no_grad():
+            trace()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for module in layers:
+        reads = expected.get((module, "norm")) or expected.get((module, "in")) or set()
+        if arrived[module] != reads:
+            raise TraceError(
+                f"{_place(*places[module])} reads ends of {group.name} at {sorted(arrived[module])}, not "
+                f"{sorted(reads)}: in torch.cat, put networks' outputs first and constants last"
+            )
 
 
 def _members(

@@ -15,6 +15,14 @@ from tdmpc_prune.errors import Interrupted
 from tdmpc_prune.logger import wandb_mode
 from tdmpc_prune.signals import StopSignals
 
+
+def sent(folder):
+    """What W&B gets: every line of metrics.jsonl, and evaluations once more for charts over sparsity."""
+    return [
+        row | ({"pareto/return": row["eval/return"]} if "eval/return" in row else {}) for row in rows(folder)
+    ]
+
+
 SHORT = [*PENDULUM, "--steps", "60"]
 
 
@@ -128,8 +136,8 @@ ONLINE = ["--wandb.mode", "online"]
 def test_online_sends_every_line(server, folder, no_plot, capsys):
     summary = train_small(SHORT, folder, *ONLINE, "--wandb.project", "p", "--wandb.tags", "a", "b")
     (run,) = server.runs
-    assert run.lines == rows(folder)
-    assert run.defined == [("env_step", None), ("*", "env_step")]
+    assert run.lines == sent(folder)
+    assert run.defined == [("env_step", None), ("*", "env_step"), ("pareto/*", "prune/sparsity")]
     assert run.summary["return"] == summary["return"]
     assert run.exit_codes == [0]
     (arguments,) = server.arguments
@@ -151,14 +159,14 @@ def test_online_resume_sends_what_the_server_lacks(lost, server, folder, interru
     with pytest.raises(Interrupted):
         train_small(SHORT, folder, *ONLINE)
     first = server.runs[0].lines
-    assert first == rows(folder)
+    assert first == sent(folder)
     assert len(first) > 4
     assert server.runs[0].exit_codes == [1]
     server.known = len(first) - lost
     interrupt(0)
     train_small(SHORT, folder, *ONLINE)
-    assert server.runs[1].lines == rows(folder)[server.known :]
-    assert first[: server.known] + server.runs[1].lines == rows(folder)
+    assert server.runs[1].lines == sent(folder)[server.known :]
+    assert first[: server.known] + server.runs[1].lines == sent(folder)
     assert server.arguments[0]["id"] == server.arguments[1]["id"]
     assert server.arguments[1]["resume"] == "allow"
 
@@ -248,7 +256,7 @@ def test_offline_resume_leaves_one_run_with_every_line_once(folder, interrupt, c
     (run,) = (folder / "wandb").glob("offline-run-*")
     assert run.name.endswith(identity)
     (file,) = run.glob("*.wandb")
-    assert history(file) == rows(folder)
+    assert history(file) == sent(folder)
     stored = {}
     for record in records(file):
         if record.WhichOneof("record_type") == "summary":
