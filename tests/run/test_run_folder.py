@@ -156,7 +156,7 @@ def test_a_finished_run_changes_nothing(finished, folder, monkeypatch, capsys):
     assert main(arguments) == 0
     out, _ = capsys.readouterr()
     assert json.loads(out) == json.loads((finished / "summary.json").read_text())
-    assert main([*arguments, "--steps", "2999", "--threads", "2", "--no-json"]) == 0
+    assert main([*arguments, "--checkpoint-every", "999", "--threads", "2", "--no-json"]) == 0
     assert tree(folder) == before
 
 
