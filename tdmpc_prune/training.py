@@ -14,11 +14,12 @@ from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.world_model import architecture
 from envs import TASKS, make_env
 from tdmpc_prune import checkpoint
+from tdmpc_prune.analysis.dip import dip
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
-from tdmpc_prune.logger import Logger
+from tdmpc_prune.logger import Logger, read_metrics
 from tdmpc_prune.origin import check_origin
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Event
@@ -166,7 +167,8 @@ class Training(Run):
 
     def summary(self) -> dict[str, Any]:
         """What a finished run came to."""
-        return {"task": self.config.task, "preset": self.config.preset} | super().summary()
+        dips = {f"dip_{name}": value for name, value in dip(read_metrics(self.folder.metrics)).items()}
+        return {"task": self.config.task, "preset": self.config.preset} | super().summary() | dips
 
     def _results(self) -> Row:
         return {"return": self.progress.eval_return, "return_std": self.progress.eval_std}
