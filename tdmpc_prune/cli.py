@@ -57,8 +57,8 @@ def parse(arguments: Sequence[str]) -> AnyTrainConfig | EvaluateConfig:
     """
     before = ["", *arguments]
     words = [w if _takes_value(b) else _as_option(w) for b, w in zip(before, arguments, strict=False)]
-    if not words:
-        words = ["--help"]
+    # W&B's agents sometimes pass a parameter of their own along.
+    words = [w for w in words if not re.match(r"--_wandb\b", w)] or ["--help"]
     preset = _option(words, "preset") or "laptop"
     if preset not in get_args(Preset):
         raise UserError(f"--preset {preset}: choose one of {', '.join(get_args(Preset))}")

@@ -356,6 +356,7 @@ def test_video_without_its_extra(refused, finished, tmp_path, monkeypatch):
         (["agent.hidden-dim=24"], lambda c: c.agent.hidden_dim == 24),
         (["agent.planner.num_samples=64"], lambda c: c.agent.planner.num_samples == 64),
         (["seed=7"], lambda c: c.seed == 7),
+        (["_wandb={}", "seed=7"], lambda c: c.seed == 7),
         (["--json=True"], lambda c: c.json is True),
         (["--json=true"], lambda c: c.json is True),
         (["json=True"], lambda c: c.json is True),
