@@ -195,7 +195,10 @@ def _check_positions(
     arrived: dict[nn.Module, set[int]] = {module: set() for module in places}
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        arrived[module] |= set(inputs[0].isnan().flatten(0, -2).any(0).nonzero().flatten().tolist())
+        marked = inputs[0].isnan()
+        if not marked.any():
+            return inputs
+        arrived[module] |= set(marked.reshape(-1, marked.shape[-1]).any(0).nonzero().flatten().tolist())
         return (inputs[0].nan_to_num(), *inputs[1:])
 
     def write(module: nn.Module, _: object, output: Tensor) -> Tensor:
@@ -216,8 +219,8 @@ def _check_positions(
         reads = expected.get((module, "norm")) or expected.get((module, "in")) or set()
         if arrived[module] != reads:
             raise TraceError(
-                f"{_place(*places[module])} reads ends of {group.name} at {sorted(arrived[module])}, not "
-                f"{sorted(reads)}: in torch.cat, put networks' outputs first and constants last"
+                f"units {ends} of {group.name} reach {_place(*places[module])} at {sorted(arrived[module])}, not "
+                f"{sorted(reads)}: only layers may mix units, and torch.cat takes one of them first, constants after it"
             )
 
 

@@ -257,6 +257,10 @@ class Twice(nn.Module):
         (nn.Sequential(spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)), "net.0 is reparametrised"),
         (Bare(), r"net.up meets a bare nn.Parameter \[4\]"),
         (Twice(), "net.down does not follow net.up unit by unit"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)),
+            r"units \[0, 3\] of net.0 reach net.2 at \[0, 1, 2, 3\], not \[0, 3\]: only layers may mix units",
+        ),
         (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "nothing to prune"),
         (nn.Linear(4, 2), r"trace\(\) cannot be followed: RuntimeError: mat1 and mat2 shapes"),
     ],
@@ -265,6 +269,36 @@ class Twice(nn.Module):
 def test_what_cannot_be_pruned_is_refused(net, reason):
     with pytest.raises(TraceError, match=reason):
         find_groups(alone(net))
+
+
+def test_constants_before_a_network_s_outputs_are_refused():
+    """torch-pruning would take the action's columns for the latent state's, without a word."""
+    encoder, head = nn.Linear(3, 4), nn.Linear(6, 1)
+
+    def trace(order=1):
+        z, action = encoder(torch.zeros(1, 3)), torch.zeros(1, 2)
+        return [head(torch.cat([z, action][::order], -1))]
+
+    (latent,) = find_groups(Foreign(trace, encoder=encoder, head=head))
+    assert latent.members[-1].index.tolist() == [0, 1, 2, 3]
+    with pytest.raises(
+        TraceError, match=r"reach head at \[2, 5\], not \[0, 3\]: .*first, constants after it"
+    ):
+        find_groups(Foreign(lambda: trace(-1), encoder=encoder, head=head))
+    assert not [m for net in (encoder, head) for m in (*net._forward_hooks, *net._forward_pre_hooks)]
+
+
+def test_a_trace_without_a_batch():
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    assert [g.units for g in find_groups(Foreign(lambda: [net(torch.zeros(3))], net=net))] == [4]
+
+
+def test_running_statistics_stay():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    find_groups(Foreign(lambda: [net(torch.ones(2, 3))], net=net))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(m.training for m in net.modules())
 
 
 def test_a_component_or_a_layer_that_the_trace_leaves_out_is_refused():

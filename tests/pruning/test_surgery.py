@@ -431,7 +431,6 @@ def agents(draw):
     """A world model of random networks in float64, maybe residual in time, with a target and moments."""
     seed, latent = draw(st.integers(0, 2**16)), draw(st.integers(2, 6))
     obs, action, residual = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.booleans())
-    order = draw(st.sampled_from([1, -1]))  # actions after the latent state, or before it
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = {
@@ -462,7 +461,7 @@ def agents(draw):
 
         z, outputs = nets["encoder"](noise(obs)), []
         for _ in range(steps):
-            za = torch.cat([z, noise(action)][::order], -1)
+            za = torch.cat([z, noise(action)], -1)
             outputs += [nets["critic"](za), nets["actor"](z)]
             z = nets["dynamics"](za) + (z if residual else 0)
         return outputs
@@ -537,6 +536,23 @@ def test_any_agent_computes_what_it_did_with_its_units_masked(agent, data):
     assert len(optimizer.state) == len(former) == len(optimizer.param_groups[0]["params"])
     learn(agent)
     assert all(torch.isfinite(p).all() for net in agent.nets.values() for p in net.parameters())
+
+
+def test_a_layer_that_reads_two_groups_loses_the_columns_of_each():
+    vision, touch, head = nn.Linear(3, 4), nn.Linear(3, 5), nn.Linear(9 + 2, 1)
+
+    def trace():
+        x = torch.zeros(1, 3)
+        seen = torch.cat([vision(x), touch(x)], -1)
+        return [head(torch.cat([seen, torch.zeros(1, 2)], -1))]
+
+    before = head.weight.detach().clone()
+    agent = Foreign(trace, vision=vision, touch=touch, head=head)
+    left = remove_units(
+        agent, find_groups(agent), {"touch": torch.tensor([0, 3]), "vision": torch.tensor([1])}
+    )
+    assert torch.equal(head.weight, before[:, [0, 2, 3, 5, 6, 8, 9, 10]])
+    assert [g.members[-1].index.tolist() for g in left] == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_a_layer_shared_with_a_mirror_is_cut_once():

@@ -23,7 +23,7 @@ PRUNING = [
 ]
 RUNS = {
     "bayesian, global": [*PRUNING, "--prune.criterion", "bayesian", "--prune.allocation", "global"],
-    "taylor, calibrated": [*PRUNING, "--prune.criterion", "taylor", "--prune.allocation", "calibrated"],
+    "taylor, calibrated": [*PRUNING, "--prune.allocation", "calibrated", "--prune.calibrations", "1"],
     "random, calibrated": [*PRUNING, "--prune.criterion", "random", "--prune.allocation", "calibrated"],
 }
 TWELVE = [
@@ -101,7 +101,7 @@ def test_the_runs_are_worth_comparing(name, whole):
     stored = json.loads((checkpoints(path)[-1] / "state.json").read_text())
     assert stored["progress"]["calibration_episodes"] == sum(measured)
     if "calibrated" in name:
-        assert sum(n > 0 for n in measured) == 2 == stored["pruner"]["calibrations"]
+        assert sum(n > 0 for n in measured) == stored["pruner"]["calibrations"] == 1 + ("random" in name)
         assert max(measured) == 37  # the whole, and three shares of twelve groups
     else:
         assert sum(measured) == 0 == labels.count("calibration")
@@ -110,7 +110,7 @@ def test_the_runs_are_worth_comparing(name, whole):
         assert events[-1]["prune/against_guard"] > 0
 
 
-@pytest.mark.parametrize("name", ["bayesian, global", "taylor, calibrated"])
+@pytest.mark.parametrize("name", ["bayesian, global", "random, calibrated"])
 def test_equal_commands_lose_equal_units(name, whole, folder, no_plot):
     train_small(RUNS[name], folder)
     assert_same_run(folder, whole[name][0])
@@ -120,8 +120,8 @@ def test_equal_commands_lose_equal_units(name, whole, folder, no_plot):
 STOPS = [
     *(("bayesian, global", place, 0) for place in ("evaluation before", "removed", "evaluation after")),
     *(("bayesian, global", place, 1) for place in ("evaluation before", "removed", "evaluation after")),
-    *(("taylor, calibrated", "calibration", share) for share in (0, 0.6)),
-    *(("random, calibrated", "calibration", share) for share in (0.3, 1)),
+    *(("taylor, calibrated", "calibration", share) for share in (0, 0.5)),
+    ("random, calibrated", "calibration", 0.8),
 ]
 
 
