@@ -139,6 +139,11 @@ class Run(ABC):
         return due and self.between_episodes
 
     @property
+    def removals_missing(self) -> int:
+        """Removals of the schedule that were not made yet."""
+        return len(self.pruner.schedule.event_steps()) - self.pruner.events if self.pruner else 0
+
+    @property
     def removal_unlogged(self) -> bool:
         """Whether units were removed and the effect is not measured yet."""
         return bool(self.event_row)
@@ -146,6 +151,8 @@ class Run(ABC):
     @property
     def evaluation_due(self) -> bool:
         """Between episodes: whether an evaluation step was passed since the last one, or the run ends."""
+        if self.finished and self.removal_due:  # the last evaluation is of what is left in the end
+            return False
         last = self.progress.evaluated_at
         ends = self.finished and self.progress.env_step > last
         return (last < 0 or ends or self._passed(self.config.eval_every, last)) and self.between_episodes

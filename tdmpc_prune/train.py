@@ -69,6 +69,11 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
                     run.save(log.file.sync())
                 else:
                     log.progress(run.collect())
+        if run.removals_missing:
+            log.say(
+                f"warning: {run.removals_missing} removals were not made, since scores count only after "
+                f"{config.prune.importance.warmup} updates: raise --steps or lower --prune.importance.warmup"
+            )
         run.save(log.file.sync())
         summary = run.summary()
         plot_run(folder)
