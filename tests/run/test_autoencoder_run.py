@@ -96,15 +96,16 @@ def test_removals(whole):
     assert events[-1]["prune/params"] == sum(t.numel() for t in stored.values())
 
 
-def test_the_error_before_a_removal_is_that_of_the_widths_before_it(whole, folder):
-    """At step 60 of a run that removes nothing before: the evaluation and the removal measure alike."""
+def test_a_removal_at_the_very_end_is_followed_by_the_last_evaluation(folder):
+    """What a run ends with is measured, and as the removal measures it."""
     arguments = [*SMALL, "--prune.start", "0.5", "--prune.end", "1", "--prune.events", "1"]
     run_small(arguments, folder)
     lines = rows(folder)
     (event,) = [r for r in lines if "prune/event" in r]
     last = [r for r in lines if "eval/error" in r][-1]
     assert event["env_step"] == last["env_step"] == 60
-    assert event["prune/error_before"] == last["eval/error"]
+    assert event["prune/error_after"] == last["eval/error"] != event["prune/error_before"]
+    assert last["prune/sparsity"] == event["prune/sparsity"] > 0
 
 
 def test_no_errors_around_removals_where_none_are_asked_for(folder):
