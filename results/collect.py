@@ -14,7 +14,7 @@ import tyro
 
 from tdmpc_prune.logger import read_metrics
 
-COLUMNS = ("task", "preset", "seed", "env_step", "return", "return_std")
+OUTCOMES = ("return", "return_std", "error", "psnr")
 
 
 def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path, ...]]) -> None:
@@ -28,12 +28,25 @@ def main(out: tyro.conf.Positional[Path], runs: tyro.conf.Positional[tuple[Path,
     for run in runs:
         config = json.loads((run / "config.json").read_text())["config"]
         made.append(provenance(run))
+        prune = config.get("prune", {"criterion": "none", "allocation": ""})
         for row in read_metrics(run / "metrics.jsonl"):
-            if "eval/return" in row:
-                fixed = [config["task"], config["preset"], config["seed"], row["env_step"]]
-                rows.append([*fixed, round(row["eval/return"], 2), round(row["eval/return_std"], 2)])
+            found = {name: round(row[f"eval/{name}"], 5) for name in OUTCOMES if f"eval/{name}" in row}
+            if found:
+                rows.append(
+                    {
+                        "task": config["task"],
+                        "seed": config["seed"],
+                        "criterion": prune["criterion"],
+                        "allocation": prune["allocation"] if prune["criterion"] != "none" else "",
+                        "env_step": row["env_step"],
+                        "sparsity": round(row.get("prune/sparsity", 0.0), 4),
+                        **found,
+                    }
+                )
     with out.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     out.with_suffix(".json").write_text(json.dumps(made, indent=1) + "\n")
 
 

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
@@ -37,22 +38,29 @@ def published(task: str) -> list[tuple[int, float]]:
     return [(int(r["env_step"]), float(r["return"])) for r in rows]
 
 
+def draw(axes: Axes, curve: Curve, what: str, color: str) -> None:
+    """Mean and range over seeds."""
+    steps, seeds = list(curve), max(map(len, curve.values()))
+    label = f"{what}, {seeds} seeds: mean and range" if seeds > 1 else f"{what}, one seed"
+    axes.plot(steps, [mean(curve[s]) for s in steps], color, marker="o", markersize=3, label=label)
+    low, high = [min(curve[s]) for s in steps], [max(curve[s]) for s in steps]
+    axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+
+
 def main() -> None:
     """Writes results/learning_curves.png."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
-        curve = ours(HERE / f"dense-{task}.csv")
-        steps = list(curve)
-        label = f"laptop preset, {max(map(len, curve.values()))} seeds: mean and range"
-        axes.plot(steps, [mean(curve[s]) for s in steps], marker="o", markersize=3, label=label)
-        low, high = [min(curve[s]) for s in steps], [max(curve[s]) for s in steps]
-        axes.fill_between(steps, low, high, alpha=0.2, linewidth=0)
-        reference = [(s, r) for s, r in published(task) if s <= max(steps)]
+        dense = ours(HERE / f"dense-{task}.csv")
+        draw(axes, dense, "dense", "C0")
+        pruned = HERE / f"pruned-80-{task}.csv"
+        if pruned.exists():
+            draw(axes, ours(pruned), "pruned to 80%", "C1")
+        reference = [(s, r) for s, r in published(task) if s <= max(dense)]
         if reference:
-            axes.plot(
-                *zip(*reference, strict=True), "k--", marker="s", markersize=3, label="published TD-MPC"
-            )
-        axes.set(title=task, xlabel="environment steps", ylim=(0, 1050))
+            label = "published TD-MPC, dense, paper sizes"
+            axes.plot(*zip(*reference, strict=True), "k--", marker="s", markersize=3, label=label)
+        axes.set(title=task, xlabel="environment steps", ylim=(-250, 1050), yticks=range(0, 1001, 200))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.axes[0].set_ylabel("evaluation return")
     figure.savefig(HERE / "learning_curves.png", dpi=130)
