@@ -140,9 +140,10 @@ class TDMPC:
         )
         weighted = (total * batch.weight).mean()
         (weighted / config.horizon).backward()
+        parameters = self.model_parameters()
         if observe:
-            observe(self.model_parameters())
-        grad_norm = nn.utils.clip_grad_norm_(self.model_parameters(), config.grad_clip)
+            observe(parameters)
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
         self.model_optimizer.step()
 
         self.policy_optimizer.zero_grad(set_to_none=True)

@@ -272,8 +272,8 @@ class _Slices:
             return
         rows, blocks = self._plan[parameter]
         parts = zip(_split(parameter, rows), _split(parameter.grad, rows), blocks, strict=True)
-        for theta, gradient, (sheet, pieces) in parts:
-            absolute, square, first_order, saliency = sheet
+        for theta, gradient, (sheet, terms, pieces) in parts:
+            absolute, square, first_order, saliency = terms
             torch.abs(gradient, out=absolute)
             torch.mul(gradient, gradient, out=square)
             torch.mul(theta, gradient, out=first_order)
@@ -299,8 +299,8 @@ class _Slices:
         return totals.index_add_(0, self._unit, torch.cat(squares).double())[:-1].sqrt()
 
 
-_Block = tuple[Tensor, list[tuple[int, Tensor]]]
-"""Scratch for the four terms of some rows of a parameter, and where their sums go, by dimension."""
+_Block = tuple[Tensor, tuple[Tensor, ...], list[tuple[int, Tensor]]]
+"""Scratch for the four terms of some rows of a parameter, together and apart, and where their sums go, by dimension."""
 
 
 def _split(tensor: Tensor, rows: int) -> Sequence[Tensor]:
@@ -318,7 +318,7 @@ def _blocks(
         part = parameter[start : start + rows]
         sheet = scratch[: 4 * part.numel()].view(4, *part.shape)
         pieces = [(d, p[:, start : start + rows] if d == 0 else p) for d, p in places.items()]
-        blocks.append((sheet, pieces))
+        blocks.append((sheet, sheet.unbind(), pieces))
     return rows, blocks
 
 
