@@ -15,7 +15,6 @@ from typing import Any
 from tqdm import tqdm
 
 from tdmpc_prune.config import WandbConfig
-from tdmpc_prune.errors import UserError
 
 Row = Mapping[str, float | int]
 
@@ -24,16 +23,8 @@ class MetricsFile:
     """A JSON object a line; what was written after the checkpoint that a run resumes from is cut off."""
 
     def __init__(self, path: Path, size: int) -> None:
-        """Opens the file at its first `size` bytes.
-
-        Raises:
-            UserError: it has not as many.
-        """
+        """Opens the file at its first `size` bytes, of which it has as many."""
         path.touch()
-        if path.stat().st_size < size:
-            raise UserError(
-                f"{path} is shorter than when the checkpoint was saved: put it back, or choose another --run-dir"
-            )
         os.truncate(path, size)
         self._file = path.open("a")
 
