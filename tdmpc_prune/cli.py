@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_args
 
 import tyro
 
 from envs import SimulatorError, check_simulators
+from tdmpc_prune.commands import evaluate, train
 from tdmpc_prune.config import (
     AUTOENCODER,
-    AnyTrainConfig,
     AutoencoderTrainConfig,
-    EvaluateConfig,
     Preset,
     TDMPCTrainConfig,
+    TrainConfig,
     preset_defaults,
 )
 from tdmpc_prune.errors import Interrupted, UserError
@@ -28,7 +27,11 @@ from tdmpc_prune.pruning.config import SparsityError
 
 PROG = "tdmpc-prune"
 DESCRIPTION = "Trains neural controllers, prunes them while they learn, and shows what is left."
-VERBS = ("train", "evaluate")
+COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "train": (TrainConfig, train.run),
+    "evaluate": (evaluate.EvaluateConfig, evaluate.run),
+}
+"""Settings and doing of every verb, in the order that help shows them."""
 SWITCHES = ("json", "dry-run", "help")
 """Options that take no value."""
 
@@ -38,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         check_simulators()
-        if isinstance(config, EvaluateConfig):
-            return _evaluate(config)
-        return _dry_run(config) if config.dry_run else _train(config)
+        return next(run for kind, run in COMMANDS.values() if isinstance(config, kind))(config)
     except (UserError, SimulatorError, SparsityError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def parse(arguments: Sequence[str]) -> AnyTrainConfig | EvaluateConfig:
+def parse(arguments: Sequence[str]) -> Any:
     """Settings from a command line.
 
     Raises:
@@ -62,14 +63,16 @@ def parse(arguments: Sequence[str]) -> AnyTrainConfig | EvaluateConfig:
     preset = _option(words, "preset") or "laptop"
     if preset not in get_args(Preset):
         raise UserError(f"--preset {preset}: choose one of {', '.join(get_args(Preset))}")
-    if words[0] not in (*VERBS, "-h", "--help"):
-        raise UserError(f"{words[0]!r} is no verb: choose one of {', '.join(VERBS)}, or ask --help")
+    if words[0] not in (*COMMANDS, "-h", "--help"):
+        raise UserError(f"{words[0]!r} is no verb: choose one of {', '.join(COMMANDS)}, or ask --help")
     if _names_task(words, AUTOENCODER):
-        train: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
+        commands: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
     else:
         defaults = preset_defaults(preset)  # type: ignore[arg-type]
-        train = Annotated[TDMPCTrainConfig, tyro.conf.subcommand("train", default=defaults)]
-    commands: Any = train | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+        commands = Annotated[TDMPCTrainConfig, tyro.conf.subcommand("train", default=defaults)]
+    for verb, (settings, _) in COMMANDS.items():
+        if verb != "train":
+            commands |= Annotated[settings, tyro.conf.subcommand(verb)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -78,66 +81,6 @@ def parse(arguments: Sequence[str]) -> AnyTrainConfig | EvaluateConfig:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue())) from None
-
-
-def _train(config: AnyTrainConfig) -> int:
-    from tdmpc_prune.train import train
-
-    summary = train(config)
-    _show(summary, as_json=config.json)
-    return 0
-
-
-def _dry_run(config: AnyTrainConfig) -> int:
-    from tdmpc_prune.dry_run import plan, table
-
-    planned = plan(config)
-    print(json.dumps(planned) if config.json else table(planned))
-    return 0
-
-
-def _evaluate(config: EvaluateConfig) -> int:
-    from tdmpc_prune.checkpoint import task_of
-    from tdmpc_prune.device import choose_device, set_threads
-    from tdmpc_prune.evaluate import evaluate_run
-    from tdmpc_prune.video import check_video
-
-    if config.video is not None:
-        check_video(config.video)
-    set_threads(config.threads)
-    device = choose_device(config.device)
-    if task_of(config.run) == AUTOENCODER:
-        from tdmpc_prune.reconstruction import evaluate_autoencoder
-
-        if config.video is not None:
-            raise UserError(f"{config.run} is an autoencoder, there is nothing to film: leave --video out")
-        _show(evaluate_autoencoder(config.run, device), as_json=config.json)
-        return 0
-    result = evaluate_run(
-        config.run,
-        episodes=config.episodes,
-        seed=config.seed,
-        controller=config.controller,
-        device=device,
-        video=config.video,
-    )
-    _show(result, as_json=config.json)
-    return 0
-
-
-def _show(result: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a result as one JSON object or as a table."""
-    if as_json:
-        print(json.dumps(result))
-        return
-    shown = {k: v for k, v in result.items() if v is not None and not isinstance(v, list)}
-    width = max(len(k) for k in shown)
-    for key, value in shown.items():
-        if isinstance(value, float):
-            value = f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
-        elif isinstance(value, int) and key != "seed":
-            value = f"{value:,}"
-        print(f"{key.replace('_', ' '):<{width}}  {value}")
 
 
 def _as_option(word: str) -> str:

@@ -196,41 +196,6 @@ class AutoencoderTrainConfig(TrainConfig):
 AnyTrainConfig = TDMPCTrainConfig | AutoencoderTrainConfig
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Evaluates a stored run: its return over episodes, with the planner or the policy alone.
-
-    Of an autoencoder: its error on the test split; only device, threads and json mean something there.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Run folder, or one of its checkpoints."""
-    episodes: int = 10
-    """Episodes to run."""
-    seed: int = 0
-    """Seed of the episodes and of the planner."""
-    controller: Literal["planner", "policy"] = "planner"
-    """planner: plan at every step; policy: the policy network alone."""
-    video: Path | None = None
-    """Film the first episode into this mp4 file."""
-    json: bool = False
-    """Print one JSON object, and nothing else, on standard output."""
-    device: Device = "auto"
-    """auto: a CUDA GPU where there is one."""
-    threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes is {self.episodes}; choose at least 1")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
-        if self.video is not None and self.video.suffix != ".mp4":
-            raise ValueError(f"--video {self.video}: the file's name must end in .mp4")
-
-
 PRESETS: dict[Preset, TDMPCConfig] = {"laptop": LAPTOP, "paper": PAPER, "debug": DEBUG}
 PRESET_RUNS: dict[Preset, dict[str, Any]] = {
     "laptop": {},

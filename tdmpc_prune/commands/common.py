@@ -1,0 +1,84 @@
+"""What the commands on finished runs have in common: where to compute, and how to show a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tdmpc_prune.config import Device
+
+if TYPE_CHECKING:
+    import torch
+
+Result = Mapping[str, Any]
+"""JSON values by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandConfig:
+    """Where to compute, and how to show what was found."""
+
+    json: bool = False
+    """Print one JSON object, and nothing else, on standard output."""
+    device: Device = "auto"
+    """auto: a CUDA GPU where there is one."""
+    threads: int = 0
+    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+
+    def compute_on(self) -> torch.device:
+        """Sets the threads and returns the device.
+
+        Raises:
+            UserError: CUDA was asked for and is not there.
+        """
+        from tdmpc_prune.device import choose_device, set_threads
+
+        set_threads(self.threads)
+        return choose_device(self.device)
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that not all generators take."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}; choose 0 to 2147483647")
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """Prints a result as one JSON object, or its single values as a table."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    shown = {k: v for k, v in result.items() if v is not None and not isinstance(v, list | dict)}
+    width = max(len(k) for k in shown)
+    for key, value in shown.items():
+        print(f"{key.replace('_', ' '):<{width}}  {value if key == 'seed' else formatted(value)}")
+
+
+def show_table(rows: Sequence[Result]) -> None:
+    """Prints rows, which have the same keys, as a table with aligned columns; None is left blank."""
+    from tabulate import tabulate
+
+    text = [{key.replace("_", " "): formatted(value) for key, value in row.items()} for row in rows]
+    numbers = [all(isinstance(row[key], int | float | None) for row in rows) for key in rows[0]]
+    align = ["right" if number else "left" for number in numbers]
+    print(tabulate(text, headers="keys", tablefmt="simple", disable_numparse=True, colalign=align))
+
+
+def formatted(value: Any) -> str:
+    """A value as people read it: 12,345, 857.12, 0.0123."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
+        case int():
+            return f"{value:,}"
+    return str(value)
