@@ -35,6 +35,8 @@ Networks = Mapping[str, nn.Module]
 SCHEMA = 1
 KEPT = 2
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
+KEEP = "keep"
+"""A file that marks a checkpoint which stays when newer ones come."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,21 @@ class StoredAgent:
 
 
 def save(
-    folder: Path, *, networks: Networks, training: Mapping[str, Tensor], state: Mapping[str, Any]
+    folder: Path,
+    *,
+    networks: Networks,
+    training: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: bool = False,
 ) -> Path:
-    """Writes a checkpoint and returns its path.
+    """Writes a checkpoint and returns its path; the last two stay, and those to `keep`.
 
     Args:
         folder: the run's checkpoint folder.
         networks: all networks of the agent, by name.
         training: every other tensor that resuming needs.
         state: JSON values; at least what rebuilds the agent, and its task.
+        keep: it stays when newer ones come.
     """
     folder.mkdir(exist_ok=True)
     existing = _complete(folder)
@@ -69,12 +77,15 @@ def save(
     tensors = {k: t for name, net in networks.items() for k, t in prefixed(name, net.state_dict()).items()}
     _save_tensors(partial / MODEL, tensors)
     _save_tensors(partial / TRAINING, training)
+    if keep:
+        (partial / KEEP).touch()
     write_json(partial / STATE, {"schema": SCHEMA, **state})
     _sync(partial)
     partial.rename(path)
     _sync(folder)
     for old in existing[: len(existing) + 1 - KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        if not (old / KEEP).exists():
+            shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -94,6 +105,16 @@ def find(path: Path) -> Path:
     if checkpoint is None:
         raise UserError(f"{path} is no run folder with a checkpoint: give the folder that `train` wrote")
     return checkpoint
+
+
+def moments(path: Path) -> list[Path]:
+    """The checkpoints that a path names: itself, or all of a run folder, oldest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    newest = find(path)
+    return [newest] if newest == path else _complete(path / "checkpoints")
 
 
 def task_of(path: Path) -> str:

@@ -54,6 +54,8 @@ class TrainConfig:
     """Steps between two evaluations."""
     checkpoint_every: int
     """Steps between two checkpoints; SIGINT and SIGTERM save one, too."""
+    keep_every: int = 0
+    """Steps between two checkpoints that stay for good, for `validate`; 0: only the last two checkpoints stay."""
     device: Device = "auto"
     """auto: a CUDA GPU where there is one."""
     threads: int = 0
@@ -90,6 +92,8 @@ class TrainConfig:
         self._check_at_least_1("steps", "eval_every", "checkpoint_every")
         if self.threads < 0:
             raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every is {self.keep_every}; choose 0 (keep none) or more steps")
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
 

@@ -94,11 +94,11 @@ class Evaluator:
         episodes = min(episodes or self.episodes, self.episodes)
         for first in range(0, episodes, len(self.envs)):
             count = min(len(self.envs), episodes - first)
-            act = self._controller(agent, agent_step, controller, self.seed + first)
+            act = self._controller(agent, agent_step, controller, self._seeds(first, count))
             chunk = self._episodes(act, first, count, check)
             returns += chunk[0]
             lengths += chunk[1]
-        plan_ms = self._time_one(self._controller(agent, agent_step, controller, self.seed), agent.obs_dim)
+        plan_ms = self._time_one(self._controller(agent, agent_step, controller, [self.seed]), agent.obs_dim)
         return Evaluation(returns, lengths, plan_ms, 1e3 * self.control_timestep)
 
     def close(self) -> None:
@@ -106,11 +106,14 @@ class Evaluator:
         for env in self.envs:
             env.close()
 
-    def _controller(self, agent: TDMPC, agent_step: int, kind: str, seed: int) -> _Act:
-        """A controller whose random numbers depend on `seed` alone, not on the agent's."""
+    def _seeds(self, first: int, count: int) -> list[int]:
+        return [self.seed + first + i for i in range(count)]
+
+    def _controller(self, agent: TDMPC, agent_step: int, kind: str, seeds: list[int]) -> _Act:
+        """A controller whose random numbers depend on the episodes' own seeds alone."""
         if kind == "policy":
             return lambda obs, keep: agent.policy_action(obs)
-        planner = agent.make_planner(torch.Generator(agent.device).manual_seed(seed))
+        planner = agent.make_planner([torch.Generator(agent.device).manual_seed(seed) for seed in seeds])
 
         def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
             planner.keep(torch.from_numpy(keep).to(agent.device))
@@ -123,7 +126,7 @@ class Evaluator:
     ) -> tuple[list[float], list[int]]:
         """Runs `count` episodes in step; those that have ended drop out of the batch."""
         returns, lengths = np.zeros(count), np.zeros(count, dtype=int)
-        obs = np.stack([self.envs[i].reset(seed=self.seed + first + i)[0] for i in range(count)])
+        obs = np.stack([self.envs[i].reset(seed=seed)[0] for i, seed in enumerate(self._seeds(first, count))])
         running = np.arange(count)
         keep = np.ones(count, dtype=bool)
         while len(running):

@@ -42,6 +42,8 @@ class Progress:
     """Environment step of the last evaluation."""
     saved_at: int = 0
     """Environment step of the last checkpoint."""
+    kept_at: int = 0
+    """Environment step of the last checkpoint that is kept for good."""
     elapsed: float = 0.0
     """Seconds spent so far, in all sittings."""
 
@@ -160,7 +162,14 @@ class Run(ABC):
     @property
     def checkpoint_due(self) -> bool:
         """Between episodes: whether a checkpoint step was passed since the last one."""
-        return self.between_episodes and self._passed(self.config.checkpoint_every, self.progress.saved_at)
+        regular = self._passed(self.config.checkpoint_every, self.progress.saved_at)
+        return self.between_episodes and (regular or self._keep_due)
+
+    @property
+    def _keep_due(self) -> bool:
+        """Whether the next checkpoint, if it is saved between episodes, is one to keep for good."""
+        every = self.config.keep_every
+        return every > 0 and self.between_episodes and self._passed(every, self.progress.kept_at)
 
     def _passed(self, every: int, last: int) -> bool:
         """Whether a multiple of `every` steps was passed since step `last`."""
@@ -297,7 +306,10 @@ class Run(ABC):
     def save(self, metrics_bytes: int) -> Path:
         """Writes a checkpoint of everything; `metrics_bytes`: how much of metrics.jsonl belongs to it."""
         self.elapsed()
+        keep = self._keep_due
         self.progress.saved_at = self.progress.env_step
+        if keep:
+            self.progress.kept_at = self.progress.env_step
         tensors = {
             **checkpoint.prefixed("optimizer", checkpoint.optimizer_tensors(self.agent)),
             **checkpoint.prefixed("losses", self.losses),
@@ -316,7 +328,7 @@ class Run(ABC):
             **self._record(),
         }
         return checkpoint.save(
-            self.folder.checkpoints, networks=self._networks(), training=tensors, state=state
+            self.folder.checkpoints, networks=self._networks(), training=tensors, state=state, keep=keep
         )
 
     @abstractmethod

@@ -19,7 +19,17 @@ from tdmpc_prune.errors import UserError
 
 # What may differ between a run and the command that resumes it: where and how long, never what is learned.
 # The number of steps is free only where no schedule of removals hangs on it.
-FREE_ON_RESUME = ("steps", "run_dir", "device", "threads", "checkpoint_every", "wandb", "json", "dry_run")
+FREE_ON_RESUME = (
+    "steps",
+    "run_dir",
+    "device",
+    "threads",
+    "checkpoint_every",
+    "keep_every",
+    "wandb",
+    "json",
+    "dry_run",
+)
 PARTIAL = ".partial"
 
 

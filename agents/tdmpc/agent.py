@@ -84,15 +84,15 @@ class TDMPC:
 
     # Acting
 
-    def make_planner(self, generator: torch.Generator | None = None) -> Planner:
-        """A planner over this agent's model, with random numbers of its own or the agent's."""
+    def make_planner(self, generators: Sequence[torch.Generator] = ()) -> Planner:
+        """A planner over this agent's model, with random numbers of its own (see `Planner`) or the agent's."""
         return Planner(
             self.model,
             self.config.planner,
             action_dim=self.action_dim,
             discount=self.config.discount,
             policy_std=self.config.policy_std,
-            generator=generator or self.generator,
+            generators=generators or [self.generator],
         )
 
     def plan(
@@ -201,14 +201,20 @@ class TDMPC:
         `next_obs` [..., O]; `reward`, `terminated` and the result [...]. z' is the online encoder's.
         """
         z = self.model.encode(next_obs)
-        action = self.model.act(z, self.config.policy_std, self.generator)
+        action = self._noisy_action(z)
         return reward + self.config.discount * (1 - terminated) * self.target.value(z, action)
 
     def policy_loss(self, latents: Tensor) -> Tensor:
         """-sum_t rho^t * mean min_i Q_i(z_t, pi(z_t)) over detached latents [H+1, B, L]."""
-        action = self.model.act(latents, self.config.policy_std, self.generator)
+        action = self._noisy_action(latents)
         value = self.model.value(latents, action)
         return -(self._rho(len(latents)) * value).mean(1).sum()
+
+    def _noisy_action(self, z: Tensor) -> Tensor:
+        """Actions [..., A] of the policy with its noise, for latents [..., L]."""
+        shape = (*z.shape[:-1], self.action_dim)
+        noise = torch.randn(shape, generator=self.generator, device=z.device, dtype=z.dtype)
+        return self.model.act(z, self.config.policy_std, noise)
 
     @torch.no_grad()
     def update_target(self) -> None:

@@ -67,13 +67,12 @@ class WorldModel(nn.Module):
         za = torch.cat([z, action], dim=-1)
         return self.dynamics(za), self.reward(za).squeeze(-1)
 
-    def act(self, z: Tensor, std: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Actions [..., A] of the policy (pi), with noise of standard deviation `std` clipped to +-0.3."""
+    def act(self, z: Tensor, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
+        """Actions [..., A] of the policy (pi); standard normal `noise` [..., A] is scaled and clipped to +-0.3."""
         mean = torch.tanh(self.policy(z))
-        if std == 0:
+        if noise is None:
             return mean
-        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return straight_through_clamp(mean + (noise * std).clamp_(-NOISE_CLIP, NOISE_CLIP), ACTION_LIMIT)
+        return straight_through_clamp(mean + (noise * std).clamp(-NOISE_CLIP, NOISE_CLIP), ACTION_LIMIT)
 
     def values(self, z: Tensor, action: Tensor) -> Tensor:
         """Predicts every Q: [E, ...]."""

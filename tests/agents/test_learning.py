@@ -85,7 +85,7 @@ def share_of_the_best(rewards):
 
 
 def test_planning_learns_to_control(trained):
-    planner = trained.make_planner(torch.Generator().manual_seed(2))
+    planner = trained.make_planner([torch.Generator().manual_seed(2)])
     _, actions, rewards = run_points(STARTS, lambda obs, t: trained.plan(obs, planner, 10**6))
     assert np.abs(actions).max() <= 1
     assert share_of_the_best(rewards) > 0.85

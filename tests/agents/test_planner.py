@@ -21,7 +21,7 @@ class Toy:
         self.calls.append((z.clone(), action.clone()))
         return self.step(z, action), self.reward(z, action)
 
-    def act(self, z, std=0.0, generator=None):
+    def act(self, z, std=0.0, noise=None):
         self.stds.append(std)
         return self.policy(z) if self.policy else z.new_zeros(*z.shape[:-1], self.action_dim)
 
@@ -43,7 +43,7 @@ def planner_of(model, *, action_dim=1, discount=0.99, seed=0, policy_std=0.05, *
         action_dim=action_dim,
         discount=discount,
         policy_std=policy_std,
-        generator=torch.Generator().manual_seed(seed),
+        generators=[torch.Generator().manual_seed(seed)],
     )
 
 
@@ -226,9 +226,9 @@ def test_reset_forgets():
     np.testing.assert_allclose(warm_start_mean(planner, model, goal, 3), 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("index", [torch.tensor([True, False, True]), torch.tensor([0, 2])])
-def test_keep(index):
+def test_keep():
     model, planner = one_iteration()
+    index = torch.tensor([True, False, True])
     planner.keep(index)  # nothing to keep yet
     goal = torch.tensor([[0.6], [-0.4], [0.1]])
     planner.plan(goal, horizon=3, min_std=0.05)
@@ -249,7 +249,7 @@ def test_estimate_value():
         step=lambda z, a: torch.stack([z[..., 1] + a[..., 0], 0.5 * z[..., 0]], -1),
     )
     planner = planner_of(model, discount=0.8, policy_std=0.123)
-    found = planner.estimate_value(torch.from_numpy(z), torch.from_numpy(actions))
+    found = planner.estimate_value(torch.from_numpy(z), torch.from_numpy(actions), torch.zeros(n, samples, 1))
     for i in range(n):
         for s in range(samples):
             total, (p, q) = 0.0, z[i, s]
@@ -396,3 +396,56 @@ def test_a_horizon_of_one_and_one_environment():
     assert action.shape == (1, 1)
     assert action.item() == pytest.approx(0.4, abs=0.3)
     assert planner.mean.shape == (1, 1, 1)
+
+
+def with_generators(seeds):
+    model = Toy(quadratic, act=lambda z: 0.1 * z)
+    model.action_dim = 1
+    config = PlannerConfig(iterations=2, num_samples=20, num_elites=4, policy_fraction=0.2)
+    return Planner(
+        model,
+        config,
+        action_dim=1,
+        discount=0.9,
+        policy_std=0.05,
+        generators=[torch.Generator().manual_seed(seed) for seed in seeds],
+    )
+
+
+def test_with_generators_of_their_own_environments_do_not_see_each_other():
+    goal = torch.tensor([[0.6], [-0.4], [0.1]])
+    together = with_generators([1, 2, 3])
+    actions = [together.plan(goal, horizon=3, min_std=0.05) for _ in range(2)]
+    together.keep(torch.tensor([True, False, True]))
+    later = together.plan(goal[[0, 2]], horizon=3, min_std=0.05)
+    for i, place in ((0, 0), (2, 1)):
+        alone = with_generators([i + 1])
+        for action in actions:
+            assert torch.equal(alone.plan(goal[[i]], horizon=3, min_std=0.05)[0], action[i])
+        assert torch.equal(alone.plan(goal[[i]], horizon=3, min_std=0.05)[0], later[place])
+
+
+def test_a_step_is_a_function_of_its_arguments():
+    planner = planner_of(Toy(quadratic), policy_fraction=0.1, num_samples=20, num_elites=4)
+    flat = torch.randn(2, planner.noise_size(3), generator=torch.Generator().manual_seed(1))
+    arguments = torch.tensor([[0.3], [-0.2]]), torch.full((2, 3, 1), 0.1), planner.noise(flat, 3)
+    first, second = (planner.step(*arguments, min_std=0.05) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert planner.mean is None
+
+
+def test_every_random_number_is_used_once():
+    planner = planner_of(
+        Toy(quadratic), action_dim=2, iterations=3, num_samples=20, policy_fraction=0.1, num_elites=4
+    )
+    size = planner.noise_size(4)
+    assert size == 3 * 4 * 20 * 2 + 4 * 2 * 2 + 3 * 22 * 2 + 2 + 1
+    noise = planner.noise(torch.arange(2.0 * size).view(2, size), 4)
+    assert noise.samples.shape == (2, 3, 4, 20, 2)
+    assert noise.proposals.shape == (2, 4, 2, 2)
+    assert noise.ends.shape == (2, 3, 22, 2)
+    parts = (noise.samples, noise.proposals, noise.ends, noise.explore, noise.choice)
+    for i in range(2):
+        numbers = torch.cat([part[i].flatten() for part in parts])
+        assert torch.equal(numbers.sort().values, torch.arange(i * size, (i + 1) * size).float())

@@ -189,6 +189,11 @@ def test_mlp_of_two_widths_is_one_layer():
     assert widths(network) == [3, 2]
 
 
+def normal(count, seed):
+    """Noise for `count` actions of two numbers."""
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 class TestPolicyNoise:
     def act(self, mean, std, *, count=40_000, seed=0):
         """Actions of a policy whose output, before tanh, is the same everywhere."""
@@ -197,7 +202,7 @@ class TestPolicyNoise:
             agent.model.policy[-1].weight.zero_()
             agent.model.policy[-1].bias.fill_(float(np.arctanh(mean)))
         z = torch.zeros(count, 3, dtype=torch.float64)
-        return agent.model.act(z, std, torch.Generator().manual_seed(seed)).detach().numpy()
+        return agent.model.act(z, std, normal(count, seed)).detach().numpy()
 
     def test_statistics(self):
         noise = self.act(0.2, 0.05) - 0.2
@@ -220,7 +225,7 @@ class TestPolicyNoise:
         assert actions.min() == pytest.approx(0.65, abs=1e-9)
         assert self.act(-0.95, 0.2).min() == pytest.approx(-(1 - 1e-6), abs=1e-12)
 
-    def test_same_generator_same_noise(self):
+    def test_same_noise_same_action(self):
         assert np.array_equal(self.act(0.1, 0.1, count=5, seed=4), self.act(0.1, 0.1, count=5, seed=4))
         assert not np.array_equal(self.act(0.1, 0.1, count=5, seed=4), self.act(0.1, 0.1, count=5, seed=5))
 
@@ -231,7 +236,7 @@ class TestPolicyNoise:
             model.policy[-1].weight.zero_()
             model.policy[-1].bias.fill_(2.0)
         z = torch.zeros(500, 3, dtype=torch.float64)
-        action = model.act(z, 0.3, torch.Generator().manual_seed(0))
+        action = model.act(z, 0.3, normal(500, seed=0))
         assert (action > 1 - 2e-6).any()
         action.sum().backward()
         # d tanh(b) / db for each of 500 rows, clamped or not.

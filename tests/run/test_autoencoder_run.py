@@ -305,7 +305,10 @@ def test_wrong_files(damage, pixels, tmp_path):
         load_images(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(bytes(1000))[:-8], b""])
+# Ids: a gzip file holds the time, and the workers of a parallel test run must agree on the names.
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(bytes(1000))[:-8], b""], ids=["other", "truncated", "empty"]
+)
 def test_wrong_gzip_files(content, tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)
     with pytest.raises(UserError, match="train-images"):

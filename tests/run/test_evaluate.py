@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_runs import checkpoints, rows, tree
 
 from envs import SimulatorError, make_env
@@ -34,6 +35,18 @@ def evaluate(capsys):
 @pytest.fixture(scope="session")
 def pendulum(undisturbed):
     return undisturbed["pendulum"].path
+
+
+@pytest.fixture(scope="session")
+def gentle(pendulum, tmp_path_factory):
+    """A pendulum's agent that hardly moves, so that every episode falls at a step of its own."""
+    folder = tmp_path_factory.mktemp("gentle") / "run"
+    shutil.copytree(pendulum, folder)
+    model = checkpoints(folder)[-1] / "model.safetensors"
+    tensors = load_file(model)
+    last = [name for name in tensors if name.startswith("online.policy.")][-2:]
+    save_file({name: t * 0 if name in last else t for name, t in tensors.items()}, model)
+    return folder
 
 
 def steady(result):
@@ -140,10 +153,10 @@ def one_at_a_time(path, episodes, seed):
 
 
 @pytest.mark.parametrize("episodes", [9, 16, 19, 33])
-def test_side_by_side_is_one_at_a_time(evaluate, pendulum, episodes):
+def test_side_by_side_is_one_at_a_time(evaluate, gentle, episodes):
     """Also where episodes end at different steps, and with more of them than simulators."""
-    result = evaluate(pendulum, "--episodes", episodes, "--controller", "policy", "--seed", 3)
-    returns, lengths = one_at_a_time(pendulum, episodes, 3)
+    result = evaluate(gentle, "--episodes", episodes, "--controller", "policy", "--seed", 3)
+    returns, lengths = one_at_a_time(gentle, episodes, 3)
     assert len(set(lengths)) > 1
     assert result["lengths"] == lengths
     np.testing.assert_allclose(result["returns"], returns, rtol=1e-6)
@@ -206,18 +219,6 @@ def test_every_simulator_gets_its_own_actions(monkeypatch):
     assert len(calls) == max(result.lengths[:16]) + max(result.lengths[16:])
 
 
-def test_planners_warm_start_follows_its_episode():
-    """When episodes end, those that go on keep their own plans."""
-    from agents.tdmpc.planner import Planner
-
-    planner = Planner.__new__(Planner)
-    planner.mean = torch.arange(4.0).reshape(4, 1, 1).expand(4, 3, 1)
-    planner.keep(torch.tensor([True, False, False, True]))
-    assert planner.mean[:, 0, 0].tolist() == [0, 3]
-    planner.keep(torch.tensor([False, True]))
-    assert planner.mean[:, 0, 0].tolist() == [3]
-
-
 @pytest.fixture
 def gl():
     """Skips where no frame can be drawn, or none can be put into a file."""
@@ -246,11 +247,11 @@ def test_video(evaluate, finished, tmp_path, gl):
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.1  # something moves
 
 
-def test_video_of_an_episode_that_ends_before_the_others(evaluate, pendulum, tmp_path, gl):
+def test_video_of_an_episode_that_ends_before_the_others(evaluate, gentle, tmp_path, gl):
     import imageio.v2 as imageio
 
     path = tmp_path / "short.mp4"
-    filmed = evaluate(pendulum, "--episodes", 18, "--controller", "policy", "--seed", 3, "--video", path)
+    filmed = evaluate(gentle, "--episodes", 18, "--controller", "policy", "--seed", 3, "--video", path)
     with imageio.get_reader(path) as reader:
         assert len([frame for frame in reader]) == filmed["lengths"][0]  # noqa: C416 (list asks its length)
     assert filmed["lengths"][0] < max(filmed["lengths"])

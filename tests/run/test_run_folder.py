@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from small_runs import CARTPOLE, PENDULUM, STATE, checkpoints, rows, steady_rows, train_small, tree
 
 import tdmpc_prune
+from tdmpc_prune.checkpoint import moments
 from tdmpc_prune.cli import main
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 
@@ -218,3 +219,20 @@ def test_settings_survive_their_way_through_json(finished):
     assert json.loads(json.dumps(stored)) == stored
     assert stored["run_dir"] == str(finished)
     RunFolder(finished).check(config)
+
+
+def test_checkpoints_to_keep(folder, no_plot):
+    """One at every multiple of 20 steps that a fall passed stays; of the others the last two."""
+    train_small(PENDULUM, folder, "--keep-every", "20", "--checkpoint-every", "5")
+    stored = [(path, json.loads((path / "state.json").read_text())) for path in checkpoints(folder)]
+    kept = [state["progress"]["env_step"] for path, state in stored if (path / "keep").is_file()]
+    assert [step // 20 for step in kept] == [1, 2, 3, 4]
+    assert [state["progress"]["kept_at"] for path, state in stored if (path / "keep").is_file()] == kept
+    assert len(stored) <= len(kept) + 2
+    assert moments(folder) == [path for path, _ in stored]
+    assert moments(stored[0][0]) == [stored[0][0]]
+
+
+def test_keeping_checkpoints_changes_nothing(folder, undisturbed, no_plot):
+    train_small(PENDULUM, folder, "--keep-every", "20")
+    assert steady_rows(folder) == steady_rows(undisturbed["pendulum"].path)
