@@ -1,0 +1,104 @@
+"""Statistics of a few seeds: interquartile means, bootstrap intervals, rank correlations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""From samples [R, N] to the statistic of each row [R]."""
+
+RESAMPLES = 2_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the interval that it lies in, with a confidence of 95% unless said otherwise."""
+
+    value: float
+    low: float
+    high: float
+
+
+def iqm(samples: Floats) -> Floats:
+    """Interquartile mean of each row [R, N]: the mean of the middle half (Agarwal et al. 2021).
+
+    A quarter of the values goes at each end, rounded down: of fewer than four, the mean of all.
+    """
+    return stats.trim_mean(samples, 0.25, axis=-1)
+
+
+def mean(samples: Floats) -> Floats:
+    """Mean of each row [R, N]."""
+    return samples.mean(-1)
+
+
+def bootstrap(
+    strata: Sequence[ArrayLike],
+    statistic: Statistic = iqm,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Estimate:
+    """A statistic of all values and its stratified percentile-bootstrap interval (Agarwal et al. 2021).
+
+    Every resample draws, with replacement, as many values from each stratum (a task, say) as it holds.
+
+    Args:
+        strata: values of each stratum, at least one each.
+        statistic: of all values together.
+        resamples: draws.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    arrays = [np.asarray(values, np.float64).ravel() for values in strata]
+    if not arrays or not all(len(values) for values in arrays):
+        raise ValueError("there is nothing to draw from: give at least one value for every stratum")
+    rng = np.random.default_rng(seed)
+    drawn = [values[rng.integers(len(values), size=(resamples, len(values)))] for values in arrays]
+    found = statistic(np.concatenate(drawn, axis=1))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return Estimate(float(statistic(np.concatenate(arrays)[None])[0]), float(low), float(high))
+
+
+def spearman(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Estimate:
+    """Spearman's rank correlation of pairs [N], with a percentile-bootstrap interval over the pairs.
+
+    nan where it is undefined: fewer than three pairs, or one side is constant. Resamples in which one side
+    is constant are left out.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return Estimate(np.nan, np.nan, np.nan)
+    index = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
+    found = _rank_correlation(x[index], y[index])
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(found, [tail, 1 - tail])
+    return Estimate(float(_rank_correlation(x[None], y[None])[0]), float(low), float(high))
+
+
+def _rank_correlation(x: Floats, y: Floats) -> Floats:
+    """Pearson's correlation of the ranks, row by row [R, N]; ties share their mean rank."""
+    a, b = stats.rankdata(x, axis=1), stats.rankdata(y, axis=1)
+    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(norm > 0, (a * b).sum(1) / norm, np.nan)
