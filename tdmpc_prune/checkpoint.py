@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
+from agents.tdmpc.world_model import WorldModel, architecture
 from envs import resolve_task
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
@@ -49,6 +50,21 @@ class StoredAgent:
     action_repeat: int
     agent_step: int
     env_step: int
+    criterion: str
+    """What it was pruned by; `none`: it is dense."""
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the online networks."""
+        return sum(p.numel() for p in self.agent.model.parameters())
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the parameters that its settings would give it, and that are gone."""
+        agent = self.agent
+        with torch.device("meta"):
+            dense = WorldModel(architecture(agent.config, agent.obs_dim, agent.action_dim))
+        return 1 - self.parameters / sum(p.numel() for p in dense.parameters())
 
 
 def save(
@@ -154,6 +170,7 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
             action_repeat=state["action_repeat"],
             agent_step=state["progress"]["agent_step"],
             env_step=state["progress"]["env_step"],
+            criterion=state.get("criterion", "unknown" if state["pruner"] else "none"),
         )
 
 

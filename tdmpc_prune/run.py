@@ -322,6 +322,7 @@ class Run(ABC):
             "seed": self.config.seed,
             "progress": asdict(self.progress),
             "updates": self.agent.updates,
+            "criterion": self.config.prune.criterion,
             "pruner": self.pruner and self.pruner.record(),
             "event_row": self.event_row,
             "metrics_bytes": metrics_bytes,
