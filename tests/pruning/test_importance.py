@@ -9,16 +9,16 @@ import torch
 from scipy import stats
 from torch import nn
 
-from tdmpc_prune.pruning import importance
+from tdmpc_prune.pruning import slices
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.importance import (
     CRITERIA,
     GRADIENT_CRITERIA,
-    Average,
-    GammaPosterior,
+    WAITING,
     ImportanceConfig,
     ImportanceTracker,
 )
+from tdmpc_prune.pruning.posterior import Average, GammaPosterior
 
 CPU = torch.device("cpu")
 CONFIG = ImportanceConfig(warmup=3)
@@ -136,13 +136,46 @@ INSTANT = {
 @pytest.mark.parametrize("criterion", INSTANT)
 @pytest.mark.parametrize("cached", [1, 8, 2**15])
 def test_one_update_equals_loops_over_the_slices(agent, criterion, cached, monkeypatch):
-    monkeypatch.setattr(importance, "CACHED", cached)
+    monkeypatch.setattr(slices, "CACHED", cached)
     tracker = tracker_of(agent)
     feed(agent, tracker, [1])
     expected = {
         name: [INSTANT[criterion](theta, g) for theta, g in units] for name, units in agent.by_hand().items()
     }
     assert_scores(tracker.scores(criterion), expected)
+
+
+def test_a_parameter_observed_twice_counts_twice(agent):
+    once, twice = tracker_of(agent), tracker_of(agent)
+    feed(agent, once, [1])
+    agent.set_gradients(1)
+    twice.observe(agent.encoder.parameters())
+    twice.observe(agent.parameters())
+    twice.advance(0.0)
+    expected = {name: score.clone() for name, score in once.scores("gradient").items()}
+    expected["encoder.0"] *= 2
+    encoder = [
+        sum(np.abs(p.grad.detach().numpy()[i]).sum() for p, i in unit if p is not agent.critic[0].weight)
+        for unit in agent.slices()["latent"]
+    ]
+    size = len(agent.by_hand()["latent"][0][0])
+    expected["latent"] += torch.tensor(np.array(encoder) / size)
+    assert_scores(twice.scores("gradient"), {name: score.numpy() for name, score in expected.items()})
+
+
+@pytest.mark.parametrize("read_after", [{1}, {3, 4}, {WAITING - 1, WAITING, WAITING + 1}, set()])
+def test_when_scores_are_read_does_not_change_them(agent, read_after):
+    """Updates wait to be smoothed together; reading in between gives the same numbers, bit by bit."""
+    count = WAITING + 5
+    patient, curious = tracker_of(agent), tracker_of(agent)
+    for i in range(count):
+        for tracker in (patient, curious):
+            feed(agent, tracker, [i], progress=lambda _, i=i: i / count)
+        if i in read_after:
+            curious.scores("bayesian")
+            curious.load_state_dict(curious.state_dict())
+    for name, value in patient.state_dict().items():
+        assert torch.equal(value, curious.state_dict()[name]), name
 
 
 def test_two_phases_equal_one(agent):
