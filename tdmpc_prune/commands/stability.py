@@ -32,7 +32,7 @@ class StabilityConfig(CommandConfig):
     steps: int = 50
     """Control steps from each, at most: one that leaves the region is over."""
     alpha: float = 0.001
-    """V must fall by more than this share of itself in every step, or the step is a violation."""
+    """V must fall by at least this share of itself in every step, or the step is a violation."""
     ball: float = 0.01
     """Nothing counts where V is below this share of its value where it first touches the region's end."""
     delta: float = 0.05

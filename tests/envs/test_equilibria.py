@@ -7,8 +7,8 @@ from envs import UnknownTaskError, make_env
 from envs.equilibria import EQUILIBRIA, NoEquilibriumError, equilibrium
 from envs.state import Simulator
 
-LINEARISED = ["cartpole-balance", "pendulum-swingup", "pointmass-easy", "InvertedDoublePendulum-v5"]
-"""Both libraries, with MuJoCo's own derivatives (the pendulum, the point mass) and without."""
+LINEARISED = ["cartpole-balance", "pendulum-swingup", "pointmass-easy", "InvertedPendulum-v5"]
+"""Both libraries, with derivatives of MuJoCo (pendulum, point mass) and without, one with controls beyond 1."""
 
 
 def simulator(task, **kwargs):
