@@ -1,0 +1,1 @@
+"""One page that shows runs side by side: `runs` reads, `groups` sorts, `numbers` counts, `figures` draws."""

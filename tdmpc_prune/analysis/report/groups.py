@@ -1,0 +1,163 @@
+"""Which runs are repetitions of each other, and which dense ones a pruned group is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tdmpc_prune.analysis.report.runs import ReportRun
+from tdmpc_prune.run_folder import FREE_ON_RESUME
+
+KEY = ("task", "prune.criterion", "prune.allocation", "prune.schedule", "prune.sparsity", "preset")
+"""Settings that name a group; among them the runs of one group differ in nothing."""
+OWN = ("seed", "eval_episodes", "prune.eval_episodes", *(n for n in FREE_ON_RESUME if n != "steps"))
+"""Settings that a run of a group has to itself, or that decide only what is measured."""
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Runs that differ in their seeds alone."""
+
+    kind: str
+    """What it is pruned by: criterion and allocation, for example; or `dense`."""
+    extras: str
+    """What else tells it from the other groups of its task; empty if nothing does."""
+    runs: Sequence[ReportRun]
+    """By seed."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of its first run."""
+        return self.runs[0].settings
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is ever removed."""
+        return self.runs[0].dense
+
+    @property
+    def target(self) -> float:
+        """Sparsity to come to."""
+        return 0.0 if self.dense else float(self.settings["prune.sparsity"])
+
+    @property
+    def label(self) -> str:
+        """What the report calls it: magnitude uniform 90%."""
+        return self.family if self.dense else f"{self.kind} {percent(self.target)}{self.extras}"
+
+    @property
+    def family(self) -> str:
+        """The same without the sparsity."""
+        return self.kind + self.extras
+
+    @property
+    def counted(self) -> Sequence[ReportRun]:
+        """The runs whose end counts: the finished ones, or all while there are none."""
+        return [run for run in self.runs if run.finished] or self.runs
+
+
+@dataclass(frozen=True)
+class Section:
+    """All groups of one task."""
+
+    task: str
+    """What they learned."""
+    groups: Sequence[RunGroup]
+    """Dense ones first."""
+
+    @property
+    def outcome(self) -> str:
+        """What they are judged by: `return`, or `error`, of which less is better."""
+        return self.groups[0].runs[0].outcome
+
+    @property
+    def sign(self) -> int:
+        """1 if more of the outcome is better, else -1."""
+        return 1 if self.outcome == "return" else -1
+
+    @property
+    def steps(self) -> str:
+        """What env_step counts."""
+        return "environment steps" if self.outcome == "return" else "updates"
+
+    @property
+    def runs(self) -> list[ReportRun]:
+        """All runs, group by group."""
+        return [run for group in self.groups for run in group.runs]
+
+    def reference(self, group: RunGroup) -> RunGroup | None:
+        """The dense group to compare with: of the same preset, and the one most like it."""
+        dense = [
+            g for g in self.groups if g.dense and g.settings.get("preset") == group.settings.get("preset")
+        ]
+        return max(dense, key=lambda g: _alike(g.settings, group.settings), default=None)
+
+
+def sections(runs: Iterable[ReportRun]) -> list[Section]:
+    """Sorts runs into tasks, and those into groups."""
+    tasks: dict[str, list[ReportRun]] = {}
+    for run in runs:
+        tasks.setdefault(run.task, []).append(run)
+    return [Section(task, _groups(members)) for task, members in tasks.items()]
+
+
+def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
+    """Groups of one task's runs: first by what names them, then by whatever else was set differently."""
+    named: dict[tuple[Any, ...], list[ReportRun]] = {}
+    for run in runs:
+        named.setdefault(tuple(_relevant(run).get(key) for key in KEY), []).append(run)
+    parts: list[tuple[list[ReportRun], list[str]]] = []
+    for members in named.values():
+        # An older version's run lacks newer settings: what only some have decides nothing.
+        shared = set.intersection(*(set(_relevant(run)) for run in members)) - set(KEY)
+        split: dict[tuple[str, ...], list[ReportRun]] = {}
+        for run in members:
+            split.setdefault(tuple(repr(_relevant(run)[key]) for key in sorted(shared)), []).append(run)
+        differing = [key for key in sorted(shared) if len({repr(_relevant(run)[key]) for run in members}) > 1]
+        parts += [(part, differing) for part in split.values()]
+    groups = [
+        RunGroup(
+            _kind(part[0], runs),
+            _extras(part[0], differing),
+            sorted(part, key=lambda run: (run.seed, run.name)),
+        )
+        for part, differing in parts
+    ]
+    return sorted(groups, key=lambda group: (not group.dense, group.family, group.target))
+
+
+def _relevant(run: ReportRun) -> dict[str, Any]:
+    """The settings that decide what a run learns; of a dense run, none of pruning but that there is none."""
+    relevant = {
+        key: value
+        for key, value in run.settings.items()
+        if key not in OWN
+        and not key.startswith("wandb.")
+        and (not run.dense or not key.startswith("prune.") or key == "prune.criterion")
+    }
+    # Each seed may begin with a dense run of its own; what counts is whether there is one.
+    return relevant | {"init_from": "a dense run" if run.settings.get("init_from") else "nothing"}
+
+
+def _kind(run: ReportRun, runs: Sequence[ReportRun]) -> str:
+    """Criterion and allocation; schedule and preset only where the task's runs have several."""
+    words = ["dense"] if run.dense else [run.settings["prune.criterion"], run.settings["prune.allocation"]]
+    several = [key for key in ("prune.schedule", "preset") if len({r.settings.get(key) for r in runs}) > 1]
+    return " ".join([*words, *(run.settings[key] for key in several if key in _relevant(run))])
+
+
+def _extras(run: ReportRun, differing: Sequence[str]) -> str:
+    """Settings that are none of a group's key, but differ between runs that share it."""
+    said = ", ".join(f"{key} {_relevant(run)[key]}" for key in differing)
+    return f" ({said})" if said else ""
+
+
+def percent(share: float) -> str:
+    """A share as people read it: 90%, 97.5%."""
+    return f"{100 * share:.4g}%"
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
+    """How many settings two runs share."""
+    return sum(one.get(key, ...) == value for key, value in other.items())

@@ -1,0 +1,131 @@
+"""What each group came to: a row of the report's table, and of its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from tdmpc_prune.analysis.report.groups import RunGroup, Section
+from tdmpc_prune.analysis.report.numbers import ends, estimate, fall
+from tdmpc_prune.analysis.report.runs import ReportRun
+from tdmpc_prune.analysis.report.timing import Timings
+from tdmpc_prune.analysis.statistics import Estimate
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group of runs in numbers; None where a number is not known."""
+
+    group: RunGroup
+    """The runs."""
+    end: Estimate | None
+    """The outcome in the end: interquartile mean over seeds and its interval."""
+    dense: Estimate | None
+    """The same of the dense runs that it is compared with."""
+    parameters: float | None
+    """Left in the end, mean over seeds."""
+    sparsity: float
+    """Reached in the end, mean over seeds."""
+    macs: float | None
+    """Multiply-accumulates of one pass through every network, mean over seeds."""
+    ms: float | None
+    """Median milliseconds per control step, mean over seeds."""
+    p99: float | None
+    """99th percentile of the same, mean over seeds."""
+    worst: Estimate | None
+    """The worst outcome measured right after a removal, over seeds."""
+    window: Estimate | None
+    """Mean evaluation between the first removal and the last, over seeds."""
+    recovery: Estimate | None
+    """Environment steps from the last removal to 95% of the dense return, over the seeds that came there."""
+    recovered: int
+    """How many seeds did."""
+    removed: int
+    """Seeds that anything was removed from."""
+
+    @property
+    def share(self) -> float | None:
+        """The outcome in the end, as a share of the dense one; None also of the dense runs themselves."""
+        if self.end is None or self.dense is None or self.group.dense or self.dense.value == 0:
+            return None
+        return self.end.value / self.dense.value
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers as JSON values."""
+        runs = self.group.runs
+        return {
+            "task": runs[0].task,
+            "group": self.group.label,
+            "runs": [str(run.path) for run in runs],
+            "seeds": [run.seed for run in runs],
+            "finished": sum(run.finished for run in runs),
+            "target_sparsity": self.group.target,
+            runs[0].outcome: _interval(self.end),
+            "share_of_dense": self.share,
+            "parameters": self.parameters,
+            "sparsity": self.sparsity,
+            "macs": self.macs,
+            "ms": self.ms,
+            "ms_p99": self.p99,
+            f"{'lowest_return' if runs[0].outcome == 'return' else 'highest_error'}": _interval(self.worst),
+            f"window_{runs[0].outcome}": _interval(self.window),
+            "recovery_steps": self.recovery and self.recovery.value,
+            "recovered": self.recovered,
+        }
+
+
+def results(section: Section, timings: Timings) -> list[GroupResult]:
+    """The numbers of every group of a task, in their order."""
+    return [_result(group, section, timings) for group in section.groups]
+
+
+def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
+    reference = section.reference(group)
+    dense = ends(reference) if reference else None
+    runs = group.counted
+    falls = [found for run in runs if (found := fall(run, section, dense))]
+    times = [timings.of[run.path] for run in runs if run.path in timings.of]
+    recoveries = [found["recovery_steps"] for found in falls if found["recovery_steps"] is not None]
+    return GroupResult(
+        group=group,
+        end=ends(group),
+        dense=dense,
+        parameters=_mean([_size(run, section, "prune/params") for run in runs]),
+        sparsity=mean(run.sparsity for run in runs),
+        macs=_mean([_size(run, section, "prune/macs") for run in runs]),
+        ms=_mean([time.median for time in times]),
+        p99=_mean([time.p99 for time in times]),
+        worst=estimate([found["lowest_return"] for found in falls]),
+        window=estimate([found["window_return"] for found in falls]),
+        recovery=estimate(recoveries),
+        recovered=len(recoveries),
+        removed=len(falls),
+    )
+
+
+def _size(run: ReportRun, section: Section, key: str) -> float | None:
+    """Parameters or multiply-accumulates of a run; a dense one logs none, but what it is pruned to does."""
+    if (known := run.newest(key)) is not None:
+        return float(known)
+    if key == "prune/params" and run.parameters is not None:
+        return float(run.parameters)
+    for other in section.runs:
+        first = next((row for row in other.rows if key in row), None)
+        if first is not None and not first.get("prune/sparsity") and _agent(other) == _agent(run):
+            return float(first[key])
+    return None
+
+
+def _agent(run: ReportRun) -> dict[str, Any]:
+    return {key: value for key, value in run.settings.items() if key.startswith("agent.")}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def _interval(found: Estimate | None) -> dict[str, float] | None:
+    return None if found is None else {"iqm": found.value, "low": found.low, "high": found.high}

@@ -1,0 +1,173 @@
+"""Run folders as a report reads them: finished or not, each with all its rows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tdmpc_prune.config import AUTOENCODER
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.run_folder import RunFolder, flatten
+
+
+@dataclass(frozen=True)
+class ReportRun:
+    """A run, read from its folder."""
+
+    path: Path
+    """Folder of the run."""
+    name: str
+    """What the report calls it: its folder's name, or the whole path where two have the same."""
+    settings: Mapping[str, Any]
+    """All settings, under dotted names."""
+    about: Mapping[str, Any]
+    """Command, commit, machine and versions."""
+    rows: Sequence[Mapping[str, Any]]
+    """Rows of metrics.jsonl, in order; numbers that are not finite are left out."""
+    summary: Mapping[str, Any] | None
+    """What a finished run came to."""
+
+    @property
+    def task(self) -> str:
+        """What it learned."""
+        return str(self.settings["task"])
+
+    @property
+    def seed(self) -> int:
+        """Its seed."""
+        return int(self.settings["seed"])
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is ever removed."""
+        return self.settings.get("prune.criterion", "none") == "none"
+
+    @property
+    def outcome(self) -> str:
+        """What it is judged by: `return`, or `error`, of which less is better."""
+        return "error" if self.task == AUTOENCODER else "return"
+
+    @property
+    def env_step(self) -> int:
+        """Environment steps so far; updates of an autoencoder."""
+        return int(self.rows[-1]["env_step"]) if self.rows else 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether it made all its steps. One that was prolonged is not finished before its new end."""
+        made = self.summary.get("env_step", 0) if self.summary else 0
+        return made >= max(int(self.settings["steps"]), self.env_step)
+
+    @cached_property
+    def evaluations(self) -> list[Mapping[str, Any]]:
+        """Rows of evaluations."""
+        return [row for row in self.rows if f"eval/{self.outcome}" in row]
+
+    @cached_property
+    def removals(self) -> list[Mapping[str, Any]]:
+        """Rows of removals."""
+        return [row for row in self.rows if "prune/event" in row]
+
+    @property
+    def last(self) -> float | None:
+        """The outcome of the last evaluation, None before the first."""
+        return self.evaluations[-1][f"eval/{self.outcome}"] if self.evaluations else None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the parameters that is gone by now."""
+        return self.newest("prune/sparsity") or 0.0
+
+    @property
+    def parameters(self) -> int | None:
+        """Parameters left by now, None if it says nowhere."""
+        stored = self.summary.get("parameters") if self.summary else None
+        return self.newest("prune/params") or stored
+
+    def newest(self, key: str) -> Any:
+        """The last value of a metric, None if there is none."""
+        return next((row[key] for row in reversed(self.rows) if key in row), None)
+
+
+def read_runs(paths: Iterable[Path]) -> list[ReportRun]:
+    """Reads run folders, and all that lie below other folders; each once, in the order found.
+
+    Raises:
+        UserError: a folder is missing, holds no run, or one that cannot be read.
+    """
+    folders = list({folder.resolve(): folder for path in paths for folder in _find(path)}.values())
+    names = [folder.resolve().name for folder in folders]
+    return [
+        _read(folder, name if names.count(name) == 1 else str(folder))
+        for folder, name in zip(folders, names, strict=True)
+    ]
+
+
+def _find(path: Path) -> list[Path]:
+    """The run folders that a path names: itself, or all below it."""
+    try:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder: give a run's folder, or one that holds runs")
+        if _is_run(path):
+            return [path]
+        found = sorted(config.parent for config in path.rglob("config.json") if _is_run(config.parent))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): choose another folder") from error
+    if not found:
+        raise UserError(
+            f"{path} is no run folder and holds none (config.json and metrics.jsonl): "
+            "give the folder that `train` wrote"
+        )
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    folder = RunFolder(path)
+    return folder.config.is_file() and folder.metrics.is_file()
+
+
+def _read(path: Path, name: str) -> ReportRun:
+    folder = RunFolder(path)
+    try:
+        about = json.loads(folder.config.read_text())
+        settings = flatten(about.pop("config"))
+        run = ReportRun(path, name, settings, about, _rows(folder.metrics), _summary(folder.summary))
+        _check(run)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as a run ({reason}): leave it out") from error
+    return run
+
+
+def _check(run: ReportRun) -> None:
+    """Refuses settings that a report cannot do without; raises ValueError, TypeError or the like."""
+    pruning = [] if run.dense else ["prune.allocation", "prune.sparsity"]
+    lacking = [key for key in ("task", "seed", "steps", *pruning) if key not in run.settings]
+    if lacking:
+        raise ValueError(f"its settings have no {lacking[0]}")
+    _ = run.seed, run.finished, float(run.settings.get("prune.sparsity", 0))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; its last line may be half written, by a run that goes on or that was killed."""
+    lines = path.read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["env_step"] += 0  # a row, and no other JSON value
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"line {number} of {path.name} is no row of metrics") from error
+        rows.append({k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)})
+    return rows
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
