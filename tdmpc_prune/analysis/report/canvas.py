@@ -81,6 +81,7 @@ def paint(
         draw(figure)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", dpi=150, facecolor="white")
+        figure.set_layout_engine("none")  # everything has its place by now
         figure.savefig(svg, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
     return Picture(name, title, caption, _inlined(svg.getvalue(), name, title), png.getvalue(), folded)
 

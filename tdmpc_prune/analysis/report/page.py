@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,10 +115,13 @@ WORDS = ("number", "share", "interval", "plural", "status", "seeds_of")
 
 
 def _check_out(out: Path) -> None:
-    """Refuses a folder that holds something that is no report; changes nothing."""
+    """Refuses a folder that cannot be written to, or holds something that is no report; changes nothing."""
     try:
-        if out.exists() and not out.is_dir():
-            raise UserError(f"--out {out} is a file: choose a folder")
+        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise UserError(f"--out {out}: {nearest} is a file, choose another folder")
+        if not os.access(nearest, os.W_OK):
+            raise UserError(f"--out {out}: cannot write to {nearest}, choose another folder")
         if out.is_dir() and any(out.iterdir()) and not _is_report(out):
             raise UserError(f"--out {out} holds something that is no report: choose another folder")
     except OSError as error:

@@ -84,17 +84,22 @@ def _measure(runs: Sequence[ReportRun], device: torch.device) -> Timings:
 
 def control_periods(runs: Iterable[ReportRun]) -> dict[Path, float]:
     """Milliseconds between two actions of each control run, by its folder: what a controller has time for."""
-    from envs import make_env
+    from envs import UnknownTaskError, make_env
 
-    known: dict[tuple[str, int | None], float] = {}
+    known: dict[tuple[str, int | None], float | None] = {}
     periods = {}
     for run in runs:
         if run.task == AUTOENCODER:
             continue
         key = run.task, run.settings.get("action_repeat")
         if key not in known:
-            env = make_env(run.task, action_repeat=key[1])
-            known[key] = 1e3 * env.get_wrapper_attr("control_timestep")
-            env.close()
-        periods[run.path] = known[key]
+            try:
+                env = make_env(run.task, action_repeat=key[1])
+            except UnknownTaskError:  # another version's: the rest can be shown
+                known[key] = None
+            else:
+                known[key] = 1e3 * env.get_wrapper_attr("control_timestep")
+                env.close()
+        if (period := known[key]) is not None:
+            periods[run.path] = period
     return periods

@@ -145,9 +145,9 @@ def _time(
     if not times or not allowed:
         return
     fastest, slowest = min(times), max(times)
-    took = f"{number(fastest[0])} ms ({fastest[1]})"
-    if len(times) > 1:
-        took += f" to {number(slowest[0])} ms ({slowest[1]})"
+    took = f"{number(fastest[0])} ms"
+    if number(fastest[0]) != number(slowest[0]):
+        took += f" ({fastest[1]}) to {number(slowest[0])} ms ({slowest[1]})"
     yield f"A control step takes {took}; the control period is {number(min(allowed))} ms."
 
 
