@@ -116,9 +116,9 @@ class Found:
 
 def validate(moment: Moment, settings: Settings, tick: Tick = lambda: None) -> Found:
     """Measures a moment; see `measurements` for how often it calls `tick`."""
-    noise_seed, batch_seed, subset_seed, resample_seed = seeds(settings.seed, 4)
+    score_seed, noise_seed, batch_seed, subset_seed, resample_seed = seeds(settings.seed, 5)
     tracker = moment.tracker or replay_tracker(
-        moment.stored.agent, moment.groups, moment.replay, batches=settings.batches, seed=settings.seed
+        moment.stored.agent, moment.groups, moment.replay, batches=settings.batches, seed=score_seed
     )
     scores = {criterion: tracker.scores(criterion) for criterion in CRITERIA}
     with seeded(moment.replay.generator, batch_seed):

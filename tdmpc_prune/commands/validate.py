@@ -136,9 +136,9 @@ def _write(found: Sequence[Found], folder: Path) -> None:
     from tdmpc_prune.analysis.validity_report import plot, write_csv
 
     write_csv(found, folder / "validity.csv")
-    for moment in found:
-        for kind in moment.pairs:
-            plot(moment, kind, folder / f"{kind}_damage_{moment.moment.stored.env_step}.png")
+    for one in found:
+        for kind in one.pairs:
+            plot(one, kind, folder / f"{kind}_damage_{one.moment.path.name}.png")
 
 
 def _show_tables(result: Mapping[str, Any]) -> None:

@@ -444,7 +444,7 @@ def test_json_and_files(runs, tmp_path, capsys, counted):
     assert row["component"] == "latent"
     pictures = sorted(p.name for p in (tmp_path / "a" / "b").glob("*.png"))
     kinds = ("loss_damage", "return_damage")
-    assert pictures == [f"{kind}_{step}.png" for kind in kinds for step in (2000, 4000)]
+    assert pictures == [f"{kind}_{m['checkpoint']}.png" for kind in kinds for m in result["moments"]]
 
 
 def test_undefined_is_null(runs, tmp_path, capsys, monkeypatch):
