@@ -3,7 +3,7 @@
 At every step both get the same observation, mean and noise, and the graph's action drives the simulator.
 The policy is a smooth function, and its two float32 implementations differ by rounding alone. The planner
 is not smooth: it sorts about a hundred candidates by value and keeps the best. Where two values at the edge
-are closer than their own rounding (some 1e-4 on a value of 100; at the laptop size about one step in 300),
+are closer than their own rounding (some 1e-4 on a value of 100; at the laptop size about one step in 400),
 two correct implementations keep different candidates, and their actions may differ by 0.1 and more. No
 tolerance is right for both kinds of steps, so a step that is off by more than `TOLERANCE` is compared again,
 stage by stage, with PyTorch in float64:
