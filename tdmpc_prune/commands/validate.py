@@ -35,8 +35,8 @@ OVERALL = {"overall": "rho", "low": "low", "high": "high"}
 class ValidateConfig(CommandConfig):
     """Compares every criterion's scores with the damage that removing units really does, over a run's checkpoints.
 
-    `train --keep-every N` keeps the checkpoints. Cost: the loss damage of the laptop preset's 1,440 units takes
-    well under a minute a moment on one core; the return damage runs 12 groups x subsets x episodes.
+    `train --keep-every N` keeps the checkpoints. Cost of a moment at laptop size on one core: the loss damage of
+    all 1,440 units 10 to 20 seconds; the return damage 12 groups x subsets x episodes, by default about 3 minutes.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -46,7 +46,7 @@ class ValidateConfig(CommandConfig):
     batch_size: int = 256
     """Sequences of the replay batch that the loss damage of every unit is measured on."""
     subsets: int = 4
-    """Random subsets per group whose return damage is measured; 0: none. The costly part: minutes a moment."""
+    """Random subsets per group whose return damage is measured; 0: none. The costly part."""
     episodes: int = 3
     """Evaluation episodes per subset."""
     scores: Literal["auto", "stored", "replay"] = "auto"
