@@ -90,7 +90,11 @@ def test_while_none_is_finished_what_was_reached_counts(tmp_path):
     write_run(tmp_path / "a", (100.0, 300.0), steps=2000, finished=False)
     (result,) = results(only_section(tmp_path), NO_TIMES)
     assert result.end.value == 300
-    assert remarks(only_section(tmp_path), [result])[0].endswith("counts as its end.")
+    section = only_section(tmp_path)
+    assert remarks(section, [result])[0].endswith("counts as its end.")
+    assert (
+        "has come to 300 so far with 60% of the parameters." in findings(section, [result], NO_TIMES, {})[1]
+    )
 
 
 def test_a_run_without_an_evaluation(tmp_path):

@@ -18,8 +18,8 @@ INK = "#010203"
 COLOURS = ("#1F7FC4", "#D55E00", "#009E73", "#C4609F", "#A67C00", "#8A6FD6")
 """After Okabe and Ito, for the colour-blind; each stands out (3:1) from white and from near black."""
 MARKERS = "osD^vP"
-WIDTH = 6.4
-"""Inches. All figures are as wide, so that text is as large in each."""
+WIDTH = 5.4
+"""Inches. All figures are as wide, so that text is as large in each; narrow, so that a phone shows it legibly."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,

@@ -185,9 +185,13 @@ def latency(figure: Figure, section: Section, timings: Timings, periods: Mapping
             label = "_"  # one entry of the legend for all its runs
     for period in sorted({periods[run.path] for run in section.runs if run.path in periods}):
         axes.axhline(period, color=INK, linestyle=(0, (6, 3)), linewidth=1.6)
-        where = axes.get_yaxis_transform()
         text = f"control period: {period:g} ms"
-        axes.text(0.99, period, text, transform=where, color=INK, ha="right", va="bottom", fontsize=9)
+        where: dict[str, Any] = {
+            "xycoords": axes.get_yaxis_transform(),
+            "textcoords": "offset points",
+            "ha": "right",
+        }
+        axes.annotate(text, (0.99, period), (0, 4), **where, color=INK, fontsize=9)
     axes.set(xlabel=SPARSITY, ylabel="ms per control step", yscale="log", xlim=(-0.03, 1))
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.3, high * 1.5)
@@ -282,7 +286,7 @@ def steps_axis(axes: Axes, section: Section) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.set(xlabel=section.steps)
-    axes.xaxis.set_major_locator(MaxNLocator(4 if len(axes.figure.axes) > 1 else 6))
+    axes.xaxis.set_major_locator(MaxNLocator(3 if len(axes.figure.axes) > 1 else 5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
@@ -301,7 +305,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def legend_columns(labels: Sequence[str]) -> int:
     """As many as fit."""
-    return 2 if max(map(len, labels), default=0) < 34 else 1
+    return 2 if max(map(len, labels), default=0) < 27 else 1
 
 
 def _widen(axes: Axes) -> None:

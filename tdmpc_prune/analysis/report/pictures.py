@@ -14,7 +14,7 @@ from tdmpc_prune.analysis.report.results import GroupResult
 from tdmpc_prune.analysis.report.timing import Timings
 
 BAND = "Lines: interquartile means over seeds; bands: their 95% bootstrap intervals."
-PANEL = 3.6
+PANEL = 3.1
 """Height of a figure with one panel, without its legend; inches."""
 LEGEND_ROW = 0.19
 
@@ -92,7 +92,7 @@ def _outcomes(section: Section, prefix: str) -> Iterator[Picture]:
                 better,
             ),
             partial(figures.before_and_after, section=section),
-            _rows(len(groups)) * 1.9 + 0.5,
+            _rows(len(groups)) * 1.7 + 0.5,
         )
 
 
@@ -113,7 +113,7 @@ def _costs(
             _words(
                 f"A point for each run: the median{', and a stroke up to the 99th percentile' if p99 else ''};",
                 f"{timings.how}. A controller must stay below the dashed line. A sparsity is a speed-up only",
-                "where the points sink with it.",
+                "where the points sink with it. What else the machine does meanwhile scatters them.",
             ),
             partial(figures.latency, section=section, timings=timings, periods=periods),
             _height([group.label for group in section.groups]),
@@ -140,7 +140,7 @@ def _parts(section: Section, prefix: str) -> Iterator[Picture]:
             "Sparsity of each component",
             "What each component has lost: where an allocation takes from. Means over seeds.",
             partial(maps.components, section=section, groups=groups),
-            _rows(len(groups)) * 1.8 + 0.9,
+            _rows(len(groups)) * 1.6 + 0.9,
         )
     if found := {
         group.label: left for group in section.groups if not group.dense and (left := widths(group))

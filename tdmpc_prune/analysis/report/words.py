@@ -98,11 +98,17 @@ def _dense(section: Section, results: Sequence[GroupResult]) -> Iterator[str]:
     for result in results:
         if result.group.dense and result.end:
             size = f" with {number(result.parameters)} parameters" if result.parameters else ""
-            yield f"Unpruned ({result.group.label}), the {section.outcome} ends at {_end(result)}{size}."
+            yield f"Unpruned ({result.group.label}), the {section.outcome} {_ends_at(result)}{size}."
 
 
 def _pruned(results: Sequence[GroupResult]) -> list[GroupResult]:
-    return [result for result in results if not result.group.dense and result.end]
+    """Pruned groups with an end; what unfinished ones have reached only while there is no other."""
+    reached = [result for result in results if not result.group.dense and result.end]
+    return [result for result in reached if _ended(result)] or reached
+
+
+def _ended(result: GroupResult) -> bool:
+    return any(run.finished for run in result.group.runs)
 
 
 def _best(section: Section, results: Sequence[GroupResult]) -> Iterator[str]:
@@ -111,7 +117,7 @@ def _best(section: Section, results: Sequence[GroupResult]) -> Iterator[str]:
         of_dense = f", {compared(best.share, section)} the unpruned {section.outcome}," if best.share else ""
         group = "The best pruned group" if len(pruned) > 1 else "The pruned group"
         left = share(1 - best.sparsity)
-        yield f"{group}, {best.group.label}, ends at {_end(best)}{of_dense} with {left} of the parameters."
+        yield f"{group}, {best.group.label}, {_ends_at(best)}{of_dense} with {left} of the parameters."
 
 
 def _most_pruned(section: Section, results: Sequence[GroupResult]) -> Iterator[str]:
@@ -151,8 +157,9 @@ def _time(
     yield f"A control step takes {took}; the control period is {number(min(allowed))} ms."
 
 
-def _end(result: GroupResult) -> str:
-    return interval(result.end, len(result.group.counted))
+def _ends_at(result: GroupResult) -> str:
+    at = interval(result.end, len(result.group.counted))
+    return f"ends at {at}" if _ended(result) else f"has come to {at} so far"
 
 
 def _list(seeds: Sequence[int]) -> str:
