@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from tqdm import tqdm
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 Source = Literal["measured", "logged", "none"]
-PLANS = 50
+PLANS, ROUNDS = 50, 5
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Timing:
     """Milliseconds from an observation to an action."""
 
     median: float
-    """Of the plans timed."""
+    """Of the plans timed: the middle one of the rounds' medians."""
     p99: float | None
-    """99% of them take no longer; None where only medians were logged."""
+    """99% of them take no longer, also in the slowest round; None where only medians were logged."""
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,31 @@ def time_runs(runs: Sequence[ReportRun], source: Source, device: torch.device) -
 
 
 def _measure(runs: Sequence[ReportRun], device: torch.device) -> Timings:
+    """Times all controllers in turn, several times: what else the machine does meanwhile hits them alike."""
     import torch
 
     from tdmpc_prune.checkpoint import load_agent
-    from tdmpc_prune.latency import plan_latency
+    from tdmpc_prune.latency import Latency, plan_latency
 
-    found: dict[Path, Timing] = {}
-    lacking = []
-    for run in tqdm(runs, desc="timing", unit="run", disable=None):
+    stored, lacking = {}, []
+    for run in runs:
         try:
-            stored = load_agent(run.path, device)
+            stored[run.path] = load_agent(run.path, device)
         except UserError as error:  # a run that has just begun has no checkpoint: the rest can be shown
             lacking.append(f"{run.name} was not timed: {error}")
-            continue
-        latency = plan_latency(stored.agent, stored.agent_step, plans=PLANS)
-        found[run.path] = Timing(latency.p50, latency.p99)
+    rounds: dict[Path, list[Latency]] = {path: [] for path in stored}
+    turns = [path for _ in range(ROUNDS) for path in stored]
+    for path in tqdm(turns, desc="timing", unit="turn", disable=None):
+        plans = PLANS // ROUNDS
+        rounds[path].append(plan_latency(stored[path].agent, stored[path].agent_step, plans=plans))
     count = torch.get_num_threads()
     where = "the GPU" if device.type == "cuda" else f"{count} CPU thread{'s' if count > 1 else ''}"
-    return Timings(found, f"measured for this report: {PLANS} plans on {where} of one machine", lacking)
+    how = f"measured for this report: {PLANS} plans in {ROUNDS} rounds on {where} of one machine"
+    of = {
+        path: Timing(median(found.p50 for found in times), max(found.p99 for found in times))
+        for path, times in rounds.items()
+    }
+    return Timings(of, how, lacking)
 
 
 def control_periods(runs: Iterable[ReportRun]) -> dict[Path, float]:
