@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import pairwise
+from typing import TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEWEST_ROWS = 16
+"""From this many rows and two outputs on, a row of a matrix product is the same bit by bit (seen, with MKL)."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool = False) -> nn.Sequential:
@@ -41,6 +48,40 @@ def widths(network: nn.Module) -> list[int]:
     return [linears[0].in_features, *(m.out_features for m in linears)]
 
 
-def straight_through_clamp(x: torch.Tensor, limit: float) -> torch.Tensor:
+def straight_through_clamp(x: Tensor, limit: float) -> Tensor:
     """`x` clamped to [-limit, limit], with the gradient of `x` itself."""
     return x + (x.clamp(-limit, limit) - x).detach()
+
+
+class RowInvariantLinear(nn.Module):
+    """A linear layer in which no row of a batch feels how many others there are, bit by bit.
+
+    Matrix libraries take other kernels, which round otherwise, for a few rows and for a single output. So
+    there are never few: zeros fill up. Planners decide by sorting values, where the last bit can matter.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.outputs = layer.out_features
+        missing = max(2 - layer.out_features, 0)
+        bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
+        self.register_buffer("weight", F.pad(layer.weight.detach(), (0, 0, 0, missing)))
+        self.register_buffer("bias", F.pad(bias.detach(), (0, missing)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [..., out] of inputs [..., in]."""
+        rows = x.reshape(-1, x.shape[-1])
+        count = len(rows)
+        if count < FEWEST_ROWS:
+            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - count))
+        y = F.linear(rows, self.weight, self.bias)
+        return y[:count, : self.outputs].reshape(*x.shape[:-1], self.outputs)
+
+
+def row_invariant(network: Network) -> Network:
+    """A copy of a network, as it is now, with `RowInvariantLinear` layers: to be used, not to be trained."""
+    memo = {id(m): RowInvariantLinear(m) for m in network.modules() if isinstance(m, nn.Linear)}
+    return deepcopy(network, memo)

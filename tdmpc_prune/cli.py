@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from envs import SimulatorError, check_simulators
-from tdmpc_prune.commands import evaluate, train
+from tdmpc_prune.commands import evaluate, export, report, stability, train, validate
 from tdmpc_prune.config import (
     AUTOENCODER,
     AutoencoderTrainConfig,
@@ -30,6 +30,10 @@ DESCRIPTION = "Trains neural controllers, prunes them while they learn, and show
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (TrainConfig, train.run),
     "evaluate": (evaluate.EvaluateConfig, evaluate.run),
+    "validate": (validate.ValidateConfig, validate.run),
+    "stability": (stability.StabilityConfig, stability.run),
+    "report": (report.ReportConfig, report.run),
+    "export": (export.ExportConfig, export.run),
 }
 """Settings and doing of every verb, in the order that help shows them."""
 SWITCHES = ("json", "dry-run", "help")

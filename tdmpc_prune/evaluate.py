@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from agents.networks import row_invariant
 from agents.tdmpc.agent import TDMPC
 from envs import make_env
+from envs.perturbations import Perturbation
 
 SIDE_BY_SIDE = 16
-TIMED_PLANS = 5
+
+Controller = Literal["planner", "policy"]
+"""planner: plan at every step; policy: the policy network alone."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Returns of the episodes, in the order of their seeds, and what they took."""
+    """What the episodes came to, in the order of their seeds."""
 
     returns: list[float]
     lengths: list[int]
     """Agent steps of every episode."""
-    plan_ms: float
-    """Median milliseconds to choose one action for one observation."""
-    control_ms: float
-    """Milliseconds between two actions: what a controller has time for."""
 
     @property
     def mean(self) -> float:
@@ -54,6 +51,7 @@ class Evaluator:
         seed: int,
         action_repeat: int | None,
         film: bool = False,
+        perturbation: Perturbation | None = None,
     ) -> None:
         """Builds up to 16 environments.
 
@@ -64,6 +62,7 @@ class Evaluator:
             seed: see above; also the planner's.
             action_repeat: environment steps per action; the task's usual number if None.
             film: keep the frames of episode 0 in `frames`.
+            perturbation: what is different from training.
         """
         self.episodes, self.seed = episodes, seed
         self.frames: list[np.ndarray] = []
@@ -77,6 +76,10 @@ class Evaluator:
             )
             for i in range(min(episodes, SIDE_BY_SIDE))
         ]
+        if perturbation is not None:
+            from envs.perturb import perturb
+
+            self.envs = [perturb(env, perturbation) for env in self.envs]
         self.control_timestep: float = self.envs[0].get_wrapper_attr("control_timestep")
 
     def run(
@@ -84,7 +87,7 @@ class Evaluator:
         agent: TDMPC,
         agent_step: int,
         *,
-        controller: Literal["planner", "policy"] = "planner",
+        controller: Controller = "planner",
         episodes: int | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
@@ -98,8 +101,7 @@ class Evaluator:
             chunk = self._episodes(act, first, count, check)
             returns += chunk[0]
             lengths += chunk[1]
-        plan_ms = self._time_one(self._controller(agent, agent_step, controller, [self.seed]), agent.obs_dim)
-        return Evaluation(returns, lengths, plan_ms, 1e3 * self.control_timestep)
+        return Evaluation(returns, lengths)
 
     def close(self) -> None:
         """Frees the simulators."""
@@ -109,11 +111,13 @@ class Evaluator:
     def _seeds(self, first: int, count: int) -> list[int]:
         return [self.seed + first + i for i in range(count)]
 
-    def _controller(self, agent: TDMPC, agent_step: int, kind: str, seeds: list[int]) -> _Act:
-        """A controller whose random numbers depend on the episodes' own seeds alone."""
+    def _controller(self, agent: TDMPC, agent_step: int, kind: Controller, seeds: list[int]) -> _Act:
+        """A controller that does in every episode what it would do if there were no other."""
+        model = row_invariant(agent.model)
         if kind == "policy":
-            return lambda obs, keep: agent.policy_action(obs)
-        planner = agent.make_planner([torch.Generator(agent.device).manual_seed(seed) for seed in seeds])
+            return lambda obs, keep: agent.policy_action(obs, model)
+        generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
+        planner = agent.make_planner(generators, model)
 
         def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
             planner.keep(torch.from_numpy(keep).to(agent.device))
@@ -142,63 +146,5 @@ class Evaluator:
             running = running[keep]
         return returns.tolist(), lengths.tolist()
 
-    def _time_one(self, act: _Act, obs_dim: int) -> float:
-        """Median milliseconds of a decision for one observation."""
-        obs, keep = np.zeros((1, obs_dim), dtype=np.float32), np.ones(1, dtype=bool)
-        times = []
-        for _ in range(TIMED_PLANS + 1):
-            start = time.perf_counter()
-            act(obs, keep)
-            times.append(1e3 * (time.perf_counter() - start))
-        return median(times[1:])
-
 
 _Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def evaluate_run(
-    run: Path,
-    *,
-    episodes: int,
-    seed: int,
-    controller: Literal["planner", "policy"],
-    device: torch.device,
-    video: Path | None = None,
-) -> dict[str, Any]:
-    """Evaluates a stored run; needs nothing but its checkpoint.
-
-    Raises:
-        UserError: there is no checkpoint, or it cannot be read.
-    """
-    from tdmpc_prune.checkpoint import load_agent
-    from tdmpc_prune.video import write_video
-
-    stored = load_agent(run, device)
-    evaluator = Evaluator(
-        stored.task,
-        env_seed=stored.seed,
-        episodes=episodes,
-        seed=seed,
-        action_repeat=stored.action_repeat,
-        film=video is not None,
-    )
-    evaluation = evaluator.run(stored.agent, stored.agent_step, controller=controller)
-    evaluator.close()
-    if video is not None:
-        write_video(video, evaluator.frames, fps=1 / evaluator.control_timestep)
-    return {
-        "run": str(run),
-        "task": stored.task,
-        "env_step": stored.env_step,
-        "controller": controller,
-        "episodes": episodes,
-        "seed": seed,
-        "return": evaluation.mean,
-        "return_std": evaluation.std,
-        "returns": evaluation.returns,
-        "lengths": evaluation.lengths,
-        "parameters": sum(p.numel() for p in stored.agent.model.parameters()),
-        "plan_ms": evaluation.plan_ms,
-        "control_ms": evaluation.control_ms,
-        "video": str(video) if video else None,
-    }

@@ -12,7 +12,7 @@ import torch
 
 from agents.tdmpc.agent import TDMPC
 
-WARM_UP = 5
+WARM_UP = 2
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.latency import plan_latency
 from tdmpc_prune.logger import Logger, read_metrics
 from tdmpc_prune.origin import check_origin
 from tdmpc_prune.pruning.groups import find_groups
@@ -27,6 +28,7 @@ from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.run import Check, Progress, Row, Run, seeds
 
 EVALUATION_SEED = 1_000_000
+TIMED_PLANS = 5
 
 
 @dataclass
@@ -140,7 +142,7 @@ class Training(Run):
         return {
             "eval/return": evaluation.mean,
             "eval/return_std": evaluation.std,
-            "eval/plan_ms": evaluation.plan_ms,
+            "eval/plan_ms": plan_latency(self.agent, self.progress.agent_step, plans=TIMED_PLANS).p50,
         }
 
     def show_evaluation(self, log: Logger) -> None:

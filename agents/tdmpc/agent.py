@@ -84,10 +84,12 @@ class TDMPC:
 
     # Acting
 
-    def make_planner(self, generators: Sequence[torch.Generator] = ()) -> Planner:
-        """A planner over this agent's model, with random numbers of its own (see `Planner`) or the agent's."""
+    def make_planner(
+        self, generators: Sequence[torch.Generator] = (), model: WorldModel | None = None
+    ) -> Planner:
+        """A planner with random numbers of its own (see `Planner`) or the agent's, over its model or another."""
         return Planner(
-            self.model,
+            model or self.model,
             self.config.planner,
             action_dim=self.action_dim,
             discount=self.config.discount,
@@ -95,12 +97,13 @@ class TDMPC:
             generators=generators or [self.generator],
         )
 
+    @torch.no_grad()
     def plan(
         self, obs: np.ndarray, planner: Planner, agent_step: int, *, explore: bool = False
     ) -> np.ndarray:
         """Plans actions [N, A] for observations [N, O], at this point of the agent's schedules."""
         action = planner.plan(
-            self.encode(obs),
+            planner.model.encode(self._tensor(obs)),
             horizon=self.config.horizon_at(agent_step),
             min_std=self.config.std_at(agent_step),
             explore=explore,
@@ -108,9 +111,10 @@ class TDMPC:
         return action.cpu().numpy()
 
     @torch.no_grad()
-    def policy_action(self, obs: np.ndarray) -> np.ndarray:
-        """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
-        return self.model.act(self.encode(obs)).cpu().numpy()
+    def policy_action(self, obs: np.ndarray, model: WorldModel | None = None) -> np.ndarray:
+        """Actions [N, A] of the policy alone (or another model's), without noise, for observations [N, O]."""
+        model = model or self.model
+        return model.act(model.encode(self._tensor(obs))).cpu().numpy()
 
     def random_action(self) -> np.ndarray:
         """One uniform random action [A]."""
@@ -120,7 +124,10 @@ class TDMPC:
     @torch.no_grad()
     def encode(self, obs: np.ndarray) -> Tensor:
         """Latent states [N, L] of observations [N, O]."""
-        return self.model.encode(torch.as_tensor(obs, dtype=torch.float32, device=self.device))
+        return self.model.encode(self._tensor(obs))
+
+    def _tensor(self, obs: np.ndarray) -> Tensor:
+        return torch.as_tensor(obs, dtype=torch.float32, device=self.device)
 
     # Learning
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmpc_prune.config import Device
@@ -68,6 +69,15 @@ def show_table(rows: Sequence[Result]) -> None:
     numbers = [all(isinstance(row[key], int | float | None) for row in rows) for key in rows[0]]
     align = ["right" if number else "left" for number in numbers]
     print(tabulate(text, headers="keys", tablefmt="simple", disable_numparse=True, colalign=align))
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Paths without what they have in common in front; a single one as its last part."""
+    parts = [Path(path).parts for path in paths]
+    shared = 0
+    while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
+        shared += 1
+    return [str(Path(*p[shared:])) for p in parts]
 
 
 def formatted(value: Any) -> str:

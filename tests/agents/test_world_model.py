@@ -6,7 +6,7 @@ import torch
 from by_hand import dynamics, encode, lowest_q, policy, q_value, random_agent, reward, weights_of
 from torch import nn
 
-from agents.networks import mlp, straight_through_clamp, widths
+from agents.networks import mlp, row_invariant, straight_through_clamp, widths
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PAPER
 from agents.tdmpc.world_model import WorldModel, architecture
@@ -241,6 +241,38 @@ class TestPolicyNoise:
         action.sum().backward()
         # d tanh(b) / db for each of 500 rows, clamped or not.
         np.testing.assert_allclose(model.policy[-1].bias.grad, 500 * (1 - np.tanh(2.0) ** 2), rtol=1e-9)
+
+
+class TestRowInvariant:
+    @torch.no_grad()
+    def test_it_is_the_same_function(self):
+        agent = random_agent()
+        copy = row_invariant(agent.model)
+        z, action = torch.randn(7, 3, dtype=torch.float64), torch.rand(7, 2, dtype=torch.float64)
+        for name in ("next", "values"):
+            pairs = zip(getattr(agent.model, name)(z, action), getattr(copy, name)(z, action), strict=True)
+            for expected, found in pairs:
+                np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(copy.act(z), agent.model.act(z), rtol=1e-12)
+
+    @pytest.mark.parametrize("outputs", [1, 2, 5])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_a_row_does_not_feel_the_others(self, outputs, bias):
+        network = row_invariant(nn.Sequential(nn.Linear(128, outputs, bias=bias)))
+        x = torch.randn(40, 3, 128)
+        together = network(x)
+        assert together.shape == (40, 3, outputs)
+        for rows in (1, 2, 15, 16, 17):
+            assert torch.equal(network(x[:rows]), together[:rows])
+        assert torch.equal(network(x[0, 0]), together[0, 0])
+
+    def test_the_original_stays_as_it_is(self):
+        network = nn.Sequential(nn.Linear(3, 2), nn.ELU())
+        copy = row_invariant(network)
+        assert type(network[0]) is nn.Linear
+        with torch.no_grad():
+            network[0].weight.zero_()
+        assert copy(torch.ones(1, 3)).abs().sum() > 0
 
 
 def test_straight_through_clamp():

@@ -44,7 +44,7 @@ def refused(capfd, tmp_path, monkeypatch):
 
 
 WRONG = {
-    "unknown verb": (["trian", "cartpole-swingup"], "train, evaluate"),
+    "unknown verb": (["trian", "cartpole-swingup"], "train, evaluate, validate, stability, report, export"),
     "verb is an option's value": (["--seed", "1", "train"], ""),
     "unknown preset": (["train", "cartpole-swingup", "--preset", "huge"], "laptop, paper, debug"),
     "unknown preset, other spelling": (
@@ -110,7 +110,12 @@ WRONG = {
         ],
         "horizon",
     ),
+    "keep checkpoints backwards": ([*TASK, "--keep-every", "-1"], "keep_every is -1"),
     "evaluate nothing": (["evaluate"], "RUN"),
+    "evaluate under an unknown perturbation": (["evaluate", "x", "--perturb", "mas=2"], "did you mean mass"),
+    "evaluate under no perturbation": (["evaluate", "x", "--perturb", ""], "NAME=AMOUNT"),
+    "time a negative number of plans": (["evaluate", "x", "--plans", "-1"], "plans is -1"),
+    "compare with what is not there": (["evaluate", "x", "--reference", "no-such-run"], "no-such-run"),
     "evaluate what is not there": (["evaluate", "no-such-run"], "no-such-run"),
     "evaluate no episodes": (["evaluate", "x", "--episodes", "0"], "episodes is 0"),
     "evaluate with another controller": (["evaluate", "x", "--controller", "human"], "human"),

@@ -9,11 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_runs import checkpoints, rows, tree
 
+from agents.tdmpc.agent import TDMPC
+from agents.tdmpc.config import PlannerConfig, TDMPCConfig
 from envs import SimulatorError, make_env
 from tdmpc_prune.checkpoint import load_agent
 from tdmpc_prune.cli import main
+from tdmpc_prune.commands.common import short_names
 from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.reconstruction import evaluate_autoencoder
 from tdmpc_prune.training import EVALUATION_SEED
+from tdmpc_prune.video import side_by_side
 
 CPU = torch.device("cpu")
 
@@ -23,6 +28,7 @@ def evaluate(capsys):
     """Runs the command in this process; returns its JSON object."""
 
     def run(*arguments):
+        capsys.readouterr()
         code = main(["evaluate", *map(str, arguments), "--json", "--threads", "1", "--device", "cpu"])
         out, err = capsys.readouterr()
         assert code == 0, err
@@ -50,7 +56,8 @@ def gentle(pendulum, tmp_path_factory):
 
 
 def steady(result):
-    return {name: value for name, value in result.items() if name != "plan_ms"}
+    timed = ("plan_ms", "latency_ms", "meets_deadline")
+    return {name: value for name, value in result.items() if name not in timed}
 
 
 def test_fields(evaluate, pendulum):
@@ -60,6 +67,10 @@ def test_fields(evaluate, pendulum):
     assert result["task"] == "InvertedPendulum-v5"
     assert result["env_step"] == last["env_step"]
     assert (result["controller"], result["episodes"], result["seed"]) == ("planner", 3, 0)
+    assert (result["criterion"], result["sparsity"]) == (
+        json.loads((pendulum / "config.json").read_text())["config"]["prune"]["criterion"],
+        0,
+    )
     assert len(result["returns"]) == len(result["lengths"]) == 3
     assert result["return"] == pytest.approx(np.mean(result["returns"]))
     assert result["return_std"] == pytest.approx(np.std(result["returns"]))
@@ -73,6 +84,7 @@ def test_a_table_without_json(pendulum, capsys):
     assert main(["evaluate", str(pendulum), "--episodes", "1", "--threads", "1"]) == 0
     out, _ = capsys.readouterr()
     assert "InvertedPendulum-v5" in out
+    assert "in time (p99)" in out
     assert "returns" not in out
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(out)
@@ -162,6 +174,77 @@ def test_side_by_side_is_one_at_a_time(evaluate, gentle, episodes):
     np.testing.assert_allclose(result["returns"], returns, rtol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("controller", ["planner", "policy"])
+def test_in_parallel_and_in_a_row_are_the_same_bit_by_bit(finished, gentle, controller, threads, monkeypatch):
+    """Also at sizes for which matrix libraries have kernels of their own for one row or one output."""
+    sizes = TDMPCConfig(
+        latent_dim=33,
+        encoder_dim=128,
+        hidden_dim=128,
+        horizon=3,
+        schedule_steps=0,
+        planner=PlannerConfig(iterations=2, num_samples=64, num_elites=8),
+    )
+    agents = [("InvertedPendulum-v5", load_agent(gentle, CPU).agent)]
+    agents += [
+        ("cartpole-swingup", TDMPC(sizes, 5, 1, seed=1)),
+        ("walker-stand", TDMPC(sizes, 24, 6, seed=1)),
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for task, agent in agents:
+            found = []
+            for side_by_side in (5, 3, 1):
+                monkeypatch.setattr("tdmpc_prune.evaluate.SIDE_BY_SIDE", side_by_side)
+                evaluator = Evaluator(task, env_seed=1, episodes=5, seed=2, action_repeat=50)
+                found.append(evaluator.run(agent, 100, controller=controller))
+                evaluator.close()
+            assert found[0].returns == found[1].returns == found[2].returns, task
+            assert found[0].lengths == found[2].lengths
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_several_runs_against_a_reference(evaluate, finished, tmp_path):
+    twin = tmp_path / "twin"
+    shutil.copytree(finished, twin)
+    found = evaluate(twin, "--reference", finished, "--episodes", 3, "--plans", 0, "--perturb", "mass=1.2")
+    reference, other = found["runs"]
+    assert (reference["run"], other["run"]) == (str(finished), str(twin))
+    assert reference["returns"] == other["returns"]
+    assert other["versus"]["difference"] == other["versus"]["difference_high"] == 0
+    assert other["perturbed"]["mass=1.2"]["returns"] == reference["perturbed"]["mass=1.2"]["returns"]
+    assert "latency_ms" not in other
+
+
+def test_a_table_of_several_runs(finished, tmp_path, capsys):
+    twin = tmp_path / "twin"
+    shutil.copytree(finished, twin)
+    arguments = ["evaluate", str(twin), "--reference", str(finished), "--episodes", "2", "--plans", "2"]
+    assert main([*arguments, "--threads", "1", "--perturb", "gravity=0.9"]) == 0
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    assert "against reference" in lines[2]
+    assert [line.split()[0] for line in lines[4:6]] == short_names([str(finished), str(twin)])
+    assert "+0.0 [+0.0, +0.0]" in lines[5]
+    assert any(line.startswith("gravity=0.9") for line in lines)
+
+
+def test_autoencoders_side_by_side(evaluate, tmp_path, no_plot):
+    folders = []
+    for seed in (1, 2):
+        folders.append(tmp_path / f"a{seed}")
+        arguments = ["--steps", "40", "--seed", str(seed), "--prune.criterion", "none", "--threads", "1"]
+        quiet = ["--wandb.mode", "disabled", "--json", "--run-dir", str(folders[-1])]
+        assert main(["train", "autoencoder", *arguments, *quiet]) == 0
+    alone = [evaluate_autoencoder(folder, CPU) for folder in folders]
+    assert alone[0]["error"] != alone[1]["error"]
+    assert evaluate(*folders) == {"runs": alone}
+    assert evaluate(folders[0]) == alone[0]
+
+
 def test_episodes_of_equal_length_one_at_a_time(evaluate, finished):
     result = evaluate(finished, "--episodes", 3, "--controller", "policy", "--seed", 3)
     returns, lengths = one_at_a_time(finished, 3, 3)
@@ -206,7 +289,9 @@ def test_every_simulator_gets_its_own_actions(monkeypatch):
     class Echo:
         obs_dim = 2
 
-        def policy_action(self, obs):
+        model = torch.nn.Identity()
+
+        def policy_action(self, obs, model):
             assert (obs[:, 1] == obs[0, 1]).all()  # all at the same step
             return obs[:, :1]
 
@@ -245,6 +330,25 @@ def test_video(evaluate, finished, tmp_path, gl):
     assert frames[0].shape == (480, 640, 3)
     assert frames[0].std() > 5
     assert np.abs(frames[0].astype(int) - frames[-1]).mean() > 0.1  # something moves
+
+
+def test_video_of_two_runs_side_by_side(evaluate, finished, pendulum, tmp_path, gl):
+    import imageio.v2 as imageio
+
+    twin = tmp_path / "twin"
+    shutil.copytree(finished, twin)
+    path = tmp_path / "both.mp4"
+    evaluate(finished, twin, "--episodes", 1, "--plans", 0, "--controller", "policy", "--video", path)
+    with imageio.get_reader(path) as reader:
+        frame = np.asarray(next(iter(reader))).astype(int)
+    assert frame.shape == (480 + 32, 2 * 640, 3)
+    assert np.abs(frame[:, :640] - frame[:, 640:]).mean() < 2  # the same run twice
+
+
+def test_a_film_that_ends_early_stands_still():
+    films = [[np.full((2, 2, 3), i, np.uint8) for i in range(n)] for n in (2, 4)]
+    both = side_by_side(films)
+    assert [(int(f[0, 0, 0]), int(f[0, 2, 0])) for f in both] == [(0, 0), (1, 1), (1, 2), (1, 3)]
 
 
 def test_video_of_an_episode_that_ends_before_the_others(evaluate, gentle, tmp_path, gl):

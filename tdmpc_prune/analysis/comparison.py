@@ -1,0 +1,200 @@
+"""Stored controllers side by side: return, deadline and robustness, over the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from envs.perturbations import Perturbation
+from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
+from tdmpc_prune.checkpoint import StoredAgent, load_agent
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
+from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
+from tdmpc_prune.pruning.groups import find_groups
+from tdmpc_prune.pruning.size import SizeModel
+
+TIMED_SECONDS = 5.0
+"""A slow planner is timed for about this long, and not over all the plans asked for."""
+FEWEST_PLANS = 20
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What every controller goes through."""
+
+    episodes: int = 10
+    """Number i starts from seed + i, for every run and under every perturbation."""
+    seed: int = 0
+    """See above; also the planner's."""
+    controllers: tuple[Controller, ...] = ("planner", "policy")
+    """The first one is what perturbations and the reference are about."""
+    perturbations: tuple[Perturbation, ...] = ()
+    """What is done to the world, one at a time."""
+    plans: int = 100
+    """Control steps that are timed; 0: none."""
+    film: bool = False
+    """Keep the frames of the first episode."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run, what was found, and the frames of its first episode [H, W, 3], if it was filmed."""
+
+    stored: StoredAgent
+    result: dict[str, Any]
+    frames: list[np.ndarray]
+
+
+def compare(
+    runs: Sequence[Path], protocol: Protocol, device: torch.device, reference: Path | None = None
+) -> list[Evaluated]:
+    """Evaluates runs of one task, each against the reference if there is one, which then comes first.
+
+    Raises:
+        UserError: a run has no checkpoint, it cannot be read, or the runs are of different tasks.
+    """
+    paths = list(dict.fromkeys(([reference] if reference else []) + list(runs)))
+    stored = [(path, load_agent(path, device)) for path in paths]
+    _check_alike(stored)
+    work = len(stored) * (len(protocol.controllers) + len(protocol.perturbations))
+    with tqdm(total=work, unit="evaluation", disable=None if work > 2 else True) as bar:
+        found = [_evaluate(path, agent, protocol, bar) for path, agent in stored]
+    if reference is not None:
+        for one in found[1:]:
+            one.result["versus"] = _versus(one.result, found[0].result)
+    return found
+
+
+def _check_alike(stored: Sequence[tuple[Path, StoredAgent]]) -> None:
+    first_path, first = stored[0]
+    for path, other in stored[1:]:
+        if (other.task, other.action_repeat) != (first.task, first.action_repeat):
+            raise UserError(
+                f"{path} learned {other.task} (action repeat {other.action_repeat}), {first_path} learned "
+                f"{first.task} ({first.action_repeat}): give runs of one task"
+            )
+
+
+def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) -> Evaluated:
+    """Everything about one run."""
+    agent = stored.agent
+    main, *others = protocol.controllers
+    first = _evaluator(stored, protocol, film=protocol.film)
+    evaluation = first.run(agent, stored.agent_step, controller=main)
+    bar.update()
+    result: dict[str, Any] = {
+        "run": str(path),
+        "task": stored.task,
+        "env_step": stored.env_step,
+        "criterion": stored.criterion,
+        "sparsity": stored.sparsity,
+        "parameters": stored.parameters,
+        **_work(stored),
+        "controller": main,
+        "episodes": protocol.episodes,
+        "seed": protocol.seed,
+        **_return(evaluation),
+        "returns": evaluation.returns,
+        "lengths": evaluation.lengths,
+    }
+    for controller in others:
+        other = first.run(agent, stored.agent_step, controller=controller)
+        bar.update()
+        result |= {f"{controller}_{k}": v for k, v in (_return(other) | {"returns": other.returns}).items()}
+    first.close()
+    result["control_ms"] = 1e3 * first.control_timestep
+    if protocol.plans:
+        result |= _deadline(stored, main, protocol.plans, result["control_ms"])
+    if protocol.perturbations:
+        result["perturbed"] = {}
+    for perturbation in protocol.perturbations:
+        evaluator = _evaluator(stored, protocol, perturbation=perturbation)
+        under = evaluator.run(agent, stored.agent_step, controller=main)
+        evaluator.close()
+        bar.update()
+        result["perturbed"][str(perturbation)] = _return(under) | {"returns": under.returns}
+    return Evaluated(stored, result, first.frames)
+
+
+def _evaluator(
+    stored: StoredAgent, protocol: Protocol, *, film: bool = False, perturbation: Perturbation | None = None
+) -> Evaluator:
+    return Evaluator(
+        stored.task,
+        env_seed=stored.seed,
+        episodes=protocol.episodes,
+        seed=protocol.seed,
+        action_repeat=stored.action_repeat,
+        film=film,
+        perturbation=perturbation,
+    )
+
+
+def _return(evaluation: Evaluation) -> dict[str, float]:
+    """Mean return over episodes with its 95% bootstrap interval, and the standard deviation."""
+    estimate = bootstrap([evaluation.returns], mean)
+    return {
+        "return": estimate.value,
+        "return_low": estimate.low,
+        "return_high": estimate.high,
+        "return_std": evaluation.std,
+    }
+
+
+def _work(stored: StoredAgent) -> dict[str, Any]:
+    """Multiply-accumulates: of one input through every component, and of one control step of the planner."""
+    agent = stored.agent
+    size = SizeModel(agent.components(), find_groups(agent))
+    planner = agent.make_planner([torch.Generator(agent.device).manual_seed(0)])
+    with FlopCounterMode(display=False) as counter:
+        agent.plan(np.zeros((1, agent.obs_dim), np.float32), planner, stored.agent_step)
+    return {"macs": size.macs(size.widths), "plan_macs": counter.get_total_flops() // 2}
+
+
+def _deadline(stored: StoredAgent, controller: Controller, plans: int, control_ms: float) -> dict[str, Any]:
+    """Milliseconds per control step, with one thread and with as many as are set, and whether that will do.
+
+    The deadline is met if the 99th percentile with one thread is within the control period.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for count in dict.fromkeys((1, torch.get_num_threads())):
+        with threads(count):
+            found = _timed(stored, controller, plans)
+        rows[str(count)] = {"p50": found.p50, "p95": found.p95, "p99": found.p99}
+    return {
+        "plan_ms": rows[str(torch.get_num_threads())]["p50"],
+        "latency_ms": rows,
+        "meets_deadline": rows["1"]["p99"] <= control_ms,
+    }
+
+
+def _timed(stored: StoredAgent, controller: Controller, plans: int) -> Latency:
+    if controller == "policy":
+        return policy_latency(stored.agent, steps=plans)
+    once = plan_latency(stored.agent, stored.agent_step, plans=1).p50
+    affordable = max(FEWEST_PLANS, int(1e3 * TIMED_SECONDS / once))
+    return plan_latency(stored.agent, stored.agent_step, plans=min(plans, affordable))
+
+
+def _versus(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
+    """The return against the reference's, episode by episode: its mean difference, and share of it."""
+    difference = _paired(result["returns"], reference["returns"])
+    return {
+        "reference": reference["run"],
+        "difference": difference.value,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+        "share": result["return"] / reference["return"] if reference["return"] > 0 else None,
+    }
+
+
+def _paired(returns: Sequence[float], others: Sequence[float]) -> Estimate:
+    return bootstrap([np.subtract(returns, others)], mean)
