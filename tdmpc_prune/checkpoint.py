@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +172,23 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
             env_step=state["progress"]["env_step"],
             criterion=state.get("criterion", "unknown" if state["pruner"] else "none"),
         )
+
+
+def load_alike(paths: Sequence[Path], device: torch.device) -> dict[Path, StoredAgent]:
+    """The TD-MPC agents of runs that can be compared: of one task, with one action repeat.
+
+    Raises:
+        UserError: as `load_agent`, or they differ.
+    """
+    stored = {path: load_agent(path, device) for path in paths}
+    first_path, first = next(iter(stored.items()))
+    for path, other in stored.items():
+        if (other.task, other.action_repeat) != (first.task, first.action_repeat):
+            raise UserError(
+                f"{path} learned {other.task} (action repeat {other.action_repeat}), {first_path} learned "
+                f"{first.task} (action repeat {first.action_repeat}): give runs of one task"
+            )
+    return stored
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,25 @@ SIDE_BY_SIDE = 16
 
 Controller = Literal["planner", "policy"]
 """planner: plan at every step; policy: the policy network alone."""
+
+
+Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Actions [N, A] for observations [N, O], and a mask: which rows of the call before are still there."""
+
+
+def act_with(agent: TDMPC, agent_step: int, controller: Controller, seeds: Sequence[int]) -> Act:
+    """A controller for several episodes, each with a seed, that does in each what it would do alone."""
+    model = row_invariant(agent.model)
+    if controller == "policy":
+        return lambda obs, keep: agent.policy_action(obs, model)
+    generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
+    planner = agent.make_planner(generators, model)
+
+    def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        planner.keep(torch.from_numpy(keep).to(agent.device))
+        return agent.plan(obs, planner, agent_step)
+
+    return act
 
 
 @dataclass(frozen=True)
@@ -97,7 +116,7 @@ class Evaluator:
         episodes = min(episodes or self.episodes, self.episodes)
         for first in range(0, episodes, len(self.envs)):
             count = min(len(self.envs), episodes - first)
-            act = self._controller(agent, agent_step, controller, self._seeds(first, count))
+            act = act_with(agent, agent_step, controller, self._seeds(first, count))
             chunk = self._episodes(act, first, count, check)
             returns += chunk[0]
             lengths += chunk[1]
@@ -108,25 +127,11 @@ class Evaluator:
         for env in self.envs:
             env.close()
 
-    def _seeds(self, first: int, count: int) -> list[int]:
-        return [self.seed + first + i for i in range(count)]
-
-    def _controller(self, agent: TDMPC, agent_step: int, kind: Controller, seeds: list[int]) -> _Act:
-        """A controller that does in every episode what it would do if there were no other."""
-        model = row_invariant(agent.model)
-        if kind == "policy":
-            return lambda obs, keep: agent.policy_action(obs, model)
-        generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
-        planner = agent.make_planner(generators, model)
-
-        def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
-            planner.keep(torch.from_numpy(keep).to(agent.device))
-            return agent.plan(obs, planner, agent_step)
-
-        return act
+    def _seeds(self, first: int, count: int) -> range:
+        return range(self.seed + first, self.seed + first + count)
 
     def _episodes(
-        self, act: _Act, first: int, count: int, check: Callable[[], None]
+        self, act: Act, first: int, count: int, check: Callable[[], None]
     ) -> tuple[list[float], list[int]]:
         """Runs `count` episodes in step; those that have ended drop out of the batch."""
         returns, lengths = np.zeros(count), np.zeros(count, dtype=int)
@@ -145,6 +150,3 @@ class Evaluator:
             obs = np.stack([s[0] for s in steps])[keep]
             running = running[keep]
         return returns.tolist(), lengths.tolist()
-
-
-_Act = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -1,1 +1,1 @@
-"""What a run showed: figures and pictures from its metrics alone."""
+"""What runs showed: figures, pictures and tables, from their metrics and their checkpoints."""

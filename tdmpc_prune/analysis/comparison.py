@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from envs.perturbations import Perturbation
 from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
-from tdmpc_prune.checkpoint import StoredAgent, load_agent
-from tdmpc_prune.errors import UserError
+from tdmpc_prune.checkpoint import StoredAgent, load_alike
 from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
 from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
 from tdmpc_prune.pruning.groups import find_groups
@@ -61,26 +60,14 @@ def compare(
     Raises:
         UserError: a run has no checkpoint, it cannot be read, or the runs are of different tasks.
     """
-    paths = list(dict.fromkeys(([reference] if reference else []) + list(runs)))
-    stored = [(path, load_agent(path, device)) for path in paths]
-    _check_alike(stored)
+    stored = load_alike([*([reference] if reference else []), *runs], device)
     work = len(stored) * (len(protocol.controllers) + len(protocol.perturbations))
     with tqdm(total=work, unit="evaluation", disable=None if work > 2 else True) as bar:
-        found = [_evaluate(path, agent, protocol, bar) for path, agent in stored]
+        found = [_evaluate(path, agent, protocol, bar) for path, agent in stored.items()]
     if reference is not None:
         for one in found[1:]:
             one.result["versus"] = _versus(one.result, found[0].result)
     return found
-
-
-def _check_alike(stored: Sequence[tuple[Path, StoredAgent]]) -> None:
-    first_path, first = stored[0]
-    for path, other in stored[1:]:
-        if (other.task, other.action_repeat) != (first.task, first.action_repeat):
-            raise UserError(
-                f"{path} learned {other.task} (action repeat {other.action_repeat}), {first_path} learned "
-                f"{first.task} ({first.action_repeat}): give runs of one task"
-            )
 
 
 def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) -> Evaluated:
@@ -89,6 +76,7 @@ def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) ->
     main, *others = protocol.controllers
     first = _evaluator(stored, protocol, film=protocol.film)
     evaluation = first.run(agent, stored.agent_step, controller=main)
+    first.film = False
     bar.update()
     result: dict[str, Any] = {
         "run": str(path),

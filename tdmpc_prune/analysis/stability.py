@@ -9,49 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import linalg
 from tqdm import tqdm
 
-from agents.tdmpc.agent import TDMPC
 from envs import make_env
 from envs.equilibria import Equilibrium, NoEquilibriumError, equilibrium
 from envs.state import Simulator
+from tdmpc_prune.analysis.lyapunov import (
+    Floats,
+    Lyapunov,
+    distance,
+    lyapunov_function,
+    safe_boundary,
+    spectral_radius,
+    violation_rate,
+)
 from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
-from tdmpc_prune.checkpoint import StoredAgent, load_agent
+from tdmpc_prune.checkpoint import load_alike
 from tdmpc_prune.errors import UserError
-
-Floats = NDArray[np.float64]
-Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Actions [N, A] for observations [N, O] and the mask of the last call's rows that are still there."""
+from tdmpc_prune.evaluate import Act, Controller, act_with
 
 NUDGE = 0.01
 """Of the policy's differences, in half-widths of the region: well above the rounding of float32."""
 UNFIT = 0.25
 """A reference with more violations than this is warned of: a heuristic."""
 NOTE = "empirical evidence from sampled starts, no certificate: it says nothing about any other start"
-
-
-@dataclass(frozen=True)
-class Lyapunov:
-    """V(d) = d' P d of deviations d = x - x*, and what it promises for the linear loop it comes from."""
-
-    matrix: Floats
-    """P [D, D]."""
-    source: Literal["closed loop", "LQR"]
-    """The reference's own loop; or that of an LQR, where the reference's own is not stable."""
-    decrease: float
-    """The linear loop has V(d') <= (1 - decrease) V(d) for every d."""
-    level: float
-    """V on the surface of the largest ellipsoid of V within the region."""
-
-    def __call__(self, deviations: Floats) -> Floats:
-        """V [...] of deviations [..., D]."""
-        return np.einsum("...i,ij,...j->...", deviations, self.matrix, deviations)
 
 
 @dataclass(frozen=True)
@@ -97,49 +82,6 @@ class Judge:
             ),
             distance=float(np.median([distance(path[-1], half_widths) for path in paths])),
         )
-
-
-def lyapunov_function(a: Floats, b: Floats, gain: Floats, half_widths: Floats) -> Lyapunov:
-    """V of the closed loop d' = (A + B K) d; of an LQR's, if that loop is not stable.
-
-    P solves (A + B K)' P (A + B K) - P = -Q with Q = diag(1 / half_widths^2): V sums the squares of all
-    future deviations, each in half-widths of the region, so that no unit outweighs another.
-
-    Args:
-        a: A [D, D].
-        b: B [D, A].
-        gain: K = d action / d x [A, D].
-        half_widths: of the region [D].
-
-    Raises:
-        ValueError: not even an LQR can hold it.
-    """
-    cost = np.diag(half_widths**-2)
-    source: Literal["closed loop", "LQR"] = "closed loop"
-    closed = a + b @ gain
-    if spectral_radius(closed) >= 1:
-        source, closed = "LQR", a + b @ lqr_gain(a, b, cost)
-    matrix = linalg.solve_discrete_lyapunov(closed.T, cost)
-    matrix = (matrix + matrix.T) / 2
-    kept = linalg.eigvalsh(closed.T @ matrix @ closed, matrix).max()
-    # V = c touches the plane d_i = h_i of the box where c = h_i^2 / inv(P)_ii.
-    level = (half_widths**2 / np.diag(np.linalg.inv(matrix))).min()
-    return Lyapunov(matrix, source, decrease=float(1 - kept), level=float(level))
-
-
-def lqr_gain(a: Floats, b: Floats, cost: Floats) -> Floats:
-    """K [A, D] of the action K d that minimises the sum of d' cost d + |action|^2, actions in [-1, 1] units.
-
-    Raises:
-        ValueError: nothing stabilises the system.
-    """
-    p = linalg.solve_discrete_are(a, b, cost, np.eye(b.shape[1]))
-    return -np.linalg.solve(np.eye(b.shape[1]) + b.T @ p @ b, b.T @ p @ a)
-
-
-def spectral_radius(matrix: Floats) -> float:
-    """The largest modulus of a matrix's eigenvalues; a discrete linear system is stable below 1."""
-    return float(np.abs(np.linalg.eigvals(matrix)).max())
 
 
 def policy_gain(
@@ -198,47 +140,11 @@ def simulate(
     return [np.stack(path) for path in paths]
 
 
-def distance(deviation: Floats, half_widths: Floats) -> float:
-    """The largest coordinate of a deviation [D], in half-widths: at most 1 within the region."""
-    return float((np.abs(deviation) / half_widths).max())
-
-
-def violation_rate(path: Floats, lyapunov: Lyapunov, half_widths: Floats, alpha: float, ball: float) -> float:
-    """Share of the steps d -> d' of a path [T + 1, D] with V(d') - V(d) > -alpha V(d).
-
-    Only steps from within the region and from outside the ball count.
-
-    Raises:
-        ValueError: no step counts.
-    """
-    values = lyapunov(path)
-    inside = np.all(np.abs(path) <= half_widths, axis=1)
-    counts = np.logical_and(inside[:-1], values[:-1] > ball * lyapunov.level)
-    if not counts.any():
-        raise ValueError("no step starts between the ball and the end of the region")
-    return float((np.diff(values) > -alpha * values[:-1])[counts].mean())
-
-
-def safe_boundary(rates: Sequence[tuple[float, float]], reference: float, delta: float) -> float | None:
-    """The largest sparsity up to which all violation rates stay within `delta` of the reference's.
-
-    What lies beyond the first that does not is not safe, whatever a lucky run shows there; nor is its own
-    whole percent, for runs of one target seldom hit it to the digit. None: the least sparse is not safe.
-
-    Args:
-        rates: sparsity and violation rate of every run, in any order.
-        reference: the reference's rate.
-        delta: how much more is still safe.
-    """
-    unsafe = min((round(s, 2) for s, rate in rates if rate > reference + delta), default=np.inf)
-    return max((s for s, _ in rates if round(s, 2) < unsafe), default=None)
-
-
 def stability(
     runs: Sequence[Path],
     *,
     reference: Path | None,
-    controller: Literal["planner", "policy"],
+    controller: Controller,
     starts: int,
     steps: int,
     alpha: float,
@@ -269,14 +175,11 @@ def stability(
     Raises:
         UserError: a run cannot be loaded, they do not belong together, or their task has no equilibrium.
     """
-    agents = {path: load_agent(path, device) for path in dict.fromkeys(runs)}
-    judged = [*agents]
+    agents = load_alike([*runs, *([reference] if reference else [])], device)
+    judged = list(dict.fromkeys(runs))
     if reference is None:
         reference = min(agents, key=lambda path: agents[path].sparsity)
-    elif reference not in agents:
-        agents[reference] = load_agent(reference, device)
     first = agents[reference]
-    _check_alike(agents, reference)
     try:
         around = equilibrium(first.task)
     except NoEquilibriumError as error:
@@ -300,7 +203,8 @@ def stability(
     verdicts = {}
     with tqdm(total=len(agents) * steps, desc="stability", unit="step", disable=None) as bar:
         for path, stored in agents.items():
-            verdicts[path] = judge(_controller(stored, controller, seed, starts), bar.update)
+            act = act_with(stored.agent, stored.agent_step, controller, range(seed, seed + starts))
+            verdicts[path] = judge(act, bar.update)
             bar.update(len(verdicts) * steps - bar.n)  # what remained when all starts had left
     rates = [(agents[path].sparsity, verdicts[path].violation.value) for path in judged]
     boundary = safe_boundary(rates, verdicts[reference].violation.value, delta)
@@ -353,31 +257,3 @@ def _warnings(lyapunov: Lyapunov, alpha: float, reference: Verdict) -> list[str]
             f" {reference.violation.value:.0%} of the steps: a boundary compares with a controller that fails"
         )
     return warnings
-
-
-def _check_alike(agents: dict[Path, StoredAgent], reference: Path) -> None:
-    """Refuses runs of different systems."""
-    first = agents[reference]
-    for path, stored in agents.items():
-        for name in ("task", "action_repeat"):
-            one, other = getattr(first, name), getattr(stored, name)
-            if one != other:
-                raise UserError(
-                    f"{reference} and {path} differ in {name.replace('_', ' ')} ({one}, {other}):"
-                    " give runs of one task with the same action repeat"
-                )
-
-
-def _controller(stored: StoredAgent, kind: str, seed: int, starts: int) -> Act:
-    """A controller whose random numbers depend on the number of the start alone."""
-    agent: TDMPC = stored.agent
-    if kind == "policy":
-        return lambda obs, keep: agent.policy_action(obs)
-    generators = [torch.Generator(agent.device).manual_seed(seed + i) for i in range(starts)]
-    planner = agent.make_planner(generators)
-
-    def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        planner.keep(torch.from_numpy(keep).to(agent.device))
-        return agent.plan(obs, planner, stored.agent_step)
-
-    return act

@@ -7,6 +7,7 @@ import torch
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
 from envs.perturbations import Perturbation
+from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis import comparison
 from tdmpc_prune.analysis.comparison import Protocol, compare
 from tdmpc_prune.checkpoint import StoredAgent
@@ -37,7 +38,7 @@ def stored(task="InvertedPendulum-v5", obs_dim=4, *, pruned=False, repeat=1, see
 def runs(monkeypatch):
     """Runs by path, without their files."""
     known = {}
-    monkeypatch.setattr(comparison, "load_agent", lambda path, device: known[path])
+    monkeypatch.setattr(checkpoint, "load_agent", lambda path, device: known[path])
     torch.set_num_threads(1)
     return known
 
