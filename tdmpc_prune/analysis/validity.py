@@ -37,8 +37,8 @@ Scores = Mapping[str, Mapping[str, Tensor]]
 Tick = Callable[[], Any]
 """Called after every measurement."""
 
-SHARES = (0.1, 0.75)
-"""Smallest and largest share of a group's units in a random subset."""
+SHARE = 0.5
+"""Share of a group's units in a random subset: the same in all, or their size would decide, whatever the score."""
 RESAMPLES = 1_000
 
 
@@ -251,8 +251,8 @@ def _return_pairs(
 
 
 def random_subset(units: int, rng: np.random.Generator) -> Tensor:
-    """A random share of a group's units, at least one and never all of them."""
-    count = min(max(round(rng.uniform(*SHARES) * units), 1), units - 1)
+    """Half of a group's units, drawn at random: at least one and never all of them."""
+    count = min(max(round(SHARE * units), 1), units - 1)
     return torch.from_numpy(np.sort(rng.permutation(units)[:count]))
 
 

@@ -24,8 +24,8 @@ NOTES = (
     "Loss damage: one unit removed, the losses on a fixed batch, towards the undisturbed agent's targets.",
 )
 RETURN_NOTE = (
-    "Return damage: undisturbed return minus that without a random subset of a group, removed physically, on the "
-    "same episodes. A large subset costs more by any score: compare with random."
+    "Return damage: undisturbed return minus that without a random half of a group's units, removed physically, "
+    "on the same episodes."
 )
 OVERALL = {"overall": "rho", "low": "low", "high": "high"}
 """Columns of the mean over all groups."""
@@ -46,7 +46,7 @@ class ValidateConfig(CommandConfig):
     batch_size: int = 256
     """Sequences of the replay batch that the loss damage of every unit is measured on."""
     subsets: int = 4
-    """Random subsets per group whose return damage is measured; 0: none. The costly part."""
+    """Random halves of every group whose return damage is measured; 0: none. The costly part."""
     episodes: int = 3
     """Evaluation episodes per subset."""
     scores: Literal["auto", "stored", "replay"] = "auto"
@@ -149,7 +149,7 @@ def _show_tables(result: Mapping[str, Any]) -> None:
             what = (
                 f"{moment['units']:,} units, one at a time"
                 if kind == "loss"
-                else f"{result['subsets']} random subsets of every group, {result['episodes']} episodes each, "
+                else f"{result['subsets']} random halves of every group, {result['episodes']} episodes each, "
                 f"undisturbed {moment['return']:.1f}"
             )
             print(f"\nenv step {moment['env_step']:,}, {kind} damage ({what}); scores: {moment['scores']}")

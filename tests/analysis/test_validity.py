@@ -269,19 +269,19 @@ def test_where_scores_come_from(runs):
 # Removals
 
 
-def test_subset_is_a_random_share_of_the_units():
+def test_subset_is_a_random_half_of_the_units():
     rng = np.random.default_rng(0)
     subsets = [random_subset(100, rng) for _ in range(300)]
-    sizes = [len(s) for s in subsets]
-    assert 10 <= min(sizes) < 14
-    assert 71 < max(sizes) <= 75
-    assert np.mean(sizes) == pytest.approx(42.5, abs=3)
-    assert all(len(s.unique()) == len(s) and s.min() >= 0 and s.max() < 100 for s in subsets)
+    assert all(len(s.unique()) == 50 and s.min() >= 0 and s.max() < 100 for s in subsets)
+    # Every unit has its turn, as often as any other.
+    turns = torch.cat(subsets).bincount(minlength=100).numpy()
+    assert turns.mean() == 150
+    assert np.abs(turns - 150).max() < 5 * np.sqrt(300 * 0.25)
     assert {len(random_subset(2, rng)) for _ in range(50)} == {1}
 
 
 class Counted:
-    """A return damage that takes no episodes: how many units went."""
+    """A return damage that takes no episodes: the squared numbers of the units that went."""
 
     seen: ClassVar[list] = []
     undisturbed = 12.5
@@ -292,7 +292,7 @@ class Counted:
 
     def of(self, group, units):
         self.seen.append((group.name, units))
-        return float(len(units))
+        return float((units**2).sum())
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_subsets_prediction_is_the_sum_of_scores(counted):
     for number, pair in enumerate(found.pairs["return"]):
         own = seen[5 * number : 5 * number + 5]
         assert {name for name, _ in own} == {pair.group}
-        assert pair.measured.tolist() == [len(units) for _, units in own]
+        assert pair.measured.tolist() == [int((units**2).sum()) for _, units in own]
         wanted = [sum(int(u) + 0.5 for u in units) for _, units in own]
         assert pair.predicted["taylor"].tolist() == wanted
 
