@@ -7,11 +7,12 @@ from copy import deepcopy
 from itertools import pairwise
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 FEWEST_ROWS = 16
-"""From this many rows and two outputs on, a row of a matrix product is the same bit by bit (seen, with MKL)."""
+"""From this many rows and two outputs on, a row of a matrix product is the same bit by bit (seen, MKL on a CPU)."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -54,7 +55,7 @@ def straight_through_clamp(x: Tensor, limit: float) -> Tensor:
 
 
 class RowInvariantLinear(nn.Module):
-    """A linear layer in which no row of a batch feels how many others there are, bit by bit.
+    """A linear layer in which no row of a batch feels how many others there are, bit by bit (on a CPU, with MKL).
 
     Matrix libraries take other kernels, which round otherwise, for a few rows and for a single output. So
     there are never few: zeros fill up. Planners decide by sorting values, where the last bit can matter.
@@ -81,7 +82,20 @@ class RowInvariantLinear(nn.Module):
         return y[:count, : self.outputs].reshape(*x.shape[:-1], self.outputs)
 
 
+class RowInvariantELU(nn.Module):
+    """An ELU that rounds alike everywhere: PyTorch's own does the last few numbers of a tensor by another routine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """ELU of any tensor."""
+        return torch.where(x > 0, x, torch.expm1(x))
+
+
 def row_invariant(network: Network) -> Network:
-    """A copy of a network, as it is now, with `RowInvariantLinear` layers: to be used, not to be trained."""
-    memo = {id(m): RowInvariantLinear(m) for m in network.modules() if isinstance(m, nn.Linear)}
+    """A copy of a network, as it is now, in which no row feels the others: to be used, not to be trained."""
+    memo: dict[int, nn.Module] = {}
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            memo[id(module)] = RowInvariantLinear(module)
+        elif isinstance(module, nn.ELU):
+            memo[id(module)] = RowInvariantELU()
     return deepcopy(network, memo)

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.compat import SimulatorError
 from envs.gl import enable_gl, without_gl
 
 _UNLIMITED = 1e10  # mjMAXVAL: what dm_control's action spec says of an actuator without limits
@@ -64,6 +65,8 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
     ) -> None:
         with without_gl():
             from dm_control import suite
+            from dm_control.rl.control import PhysicsError
+        self._physics_error = PhysicsError
         if render_mode is not None:
             enable_gl()
         self._env = suite.load(domain, task, task_kwargs={"random": legacy_random_state(seed)})
@@ -131,7 +134,12 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
         if self._episode_over:
             # dm_control would silently start a new episode here.
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
-        time_step = self._env.step(action)
+        try:
+            time_step = self._env.step(action)
+        except self._physics_error as error:
+            raise SimulatorError(
+                f"the simulation broke down: {' '.join(str(error).split())[:200]}"
+            ) from error
         terminated = truncated = False
         if time_step.last():
             self._episode_over = True

@@ -38,6 +38,17 @@ def model_and_data(env: gymnasium.Env[Any, Any]) -> tuple[mujoco.MjModel, mujoco
     return base.model, base.data
 
 
+def broke_down(env: gymnasium.Env[Any, Any]) -> bool:
+    """Whether MuJoCo found numbers that are none, and started again behind everybody's back."""
+    kinds = (
+        mujoco.mjtWarning.mjWARN_BADQPOS,
+        mujoco.mjtWarning.mjWARN_BADQVEL,
+        mujoco.mjtWarning.mjWARN_BADQACC,
+    )
+    _, data = model_and_data(env)
+    return any(data.warning[kind].number > 0 for kind in kinds)
+
+
 def _scale_mass(model: mujoco.MjModel, factor: float) -> None:
     model.body_mass[:] *= factor
     model.body_inertia[:] *= factor

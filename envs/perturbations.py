@@ -27,8 +27,9 @@ class Perturbation:
             raise PerturbationError(
                 f"unknown perturbation {self.name!r}: {hint}choose {', '.join(KINDS)}, as in mass=1.5"
             )
-        whole = self.name != "delay" or self.amount == int(self.amount)
-        if not (0 <= self.amount < math.inf) or not whole:
+        low, high = LIMITS[self.name]
+        whole = self.name != "delay" or self.amount % 1 == 0
+        if not (low <= self.amount <= high and whole):
             raise PerturbationError(f"{self.name}={self.amount:g}: {KINDS[self.name]}")
 
     def __str__(self) -> str:
@@ -36,13 +37,22 @@ class Perturbation:
 
 
 KINDS = {
-    "noise": "standard deviation of Gaussian noise on every observation, in its own units, 0 or more",
-    "delay": "agent steps from an action to its effect, a whole number, 0 or more",
-    "mass": "factor on all masses and inertias, 0 or more",
-    "damping": "factor on the damping of all joints, 0 or more",
-    "gravity": "factor on gravity, 0 or more",
+    "noise": "standard deviation of Gaussian noise on every observation, in its own units, 0 to 1e6",
+    "delay": "agent steps from an action to its effect, a whole number, 0 to 1000",
+    "mass": "factor on all masses and inertias, 0.01 to 100",
+    "damping": "factor on the damping of all joints, 0 to 100",
+    "gravity": "factor on gravity, 0 to 100",
 }
 """Every kind of perturbation, and what its amount means."""
+
+LIMITS = {
+    "noise": (0, 1e6),
+    "delay": (0, 1000),
+    "mass": (0.01, 100),
+    "damping": (0, 100),
+    "gravity": (0, 100),
+}
+"""Smallest and largest amount: beyond them simulators break, and nothing is learned of a controller."""
 
 STANDARD = tuple(
     Perturbation(name, amount)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.gl import without_gl
+from envs.perturb import model_and_data
 
 with without_gl():
     import mujoco
@@ -42,12 +43,8 @@ class Simulator:
         """Takes an environment of `make_env` over; its episodes and their ends play no part any more."""
         self.env = env
         env.reset()
-        base: Any = env.unwrapped
-        self._dm_control = hasattr(base, "physics")
-        if self._dm_control:
-            self.model, self.data = base.physics.model.ptr, base.physics.data.ptr
-        else:
-            self.model, self.data = base.model, base.data
+        self._dm_control = hasattr(env.unwrapped, "physics")
+        self.model, self.data = model_and_data(env)
         sizes = self.model.nq - self.model.nv, self.model.na
         assert sizes == (0, 0), sizes
         hinge = self.model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE

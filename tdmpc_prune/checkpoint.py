@@ -180,7 +180,7 @@ def load_alike(paths: Sequence[Path], device: torch.device) -> dict[Path, Stored
     Raises:
         UserError: as `load_agent`, or they differ.
     """
-    stored = {path: load_agent(path, device) for path in paths}
+    stored = {path: load_agent(path, device) for path in dict.fromkeys(paths)}
     first_path, first = next(iter(stored.items()))
     for path, other in stored.items():
         if (other.task, other.action_repeat) != (first.task, first.action_repeat):

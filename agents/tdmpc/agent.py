@@ -121,11 +121,6 @@ class TDMPC:
         uniform = torch.rand(self.action_dim, generator=self.generator, device=self.device)
         return (2 * uniform - 1).cpu().numpy()
 
-    @torch.no_grad()
-    def encode(self, obs: np.ndarray) -> Tensor:
-        """Latent states [N, L] of observations [N, O]."""
-        return self.model.encode(self._tensor(obs))
-
     def _tensor(self, obs: np.ndarray) -> Tensor:
         return torch.as_tensor(obs, dtype=torch.float32, device=self.device)
 
@@ -140,12 +135,7 @@ class TDMPC:
         config = self.config
         self.model_optimizer.zero_grad(set_to_none=True)
         losses, latents = self.model_losses(batch)
-        total = (
-            config.consistency_coef * losses.consistency.clamp(max=LOSS_LIMIT)
-            + config.reward_coef * losses.reward.clamp(max=LOSS_LIMIT)
-            + config.value_coef * losses.value.clamp(max=LOSS_LIMIT)
-        )
-        weighted = (total * batch.weight).mean()
+        weighted = self.weighted_loss(losses, batch).mean()
         (weighted / config.horizon).backward()
         parameters = self.model_parameters()
         if observe:
@@ -200,6 +190,16 @@ class TDMPC:
             priority=(rho * value_error.detach().abs().sum(0)).sum(0).clamp(max=LOSS_LIMIT),
         )
         return losses, latents.detach()
+
+    def weighted_loss(self, losses: ModelLosses, batch: Batch) -> Tensor:
+        """What the model is trained on, per sequence [B]: the losses by their coefficients and replay weights."""
+        config = self.config
+        total = (
+            config.consistency_coef * losses.consistency.clamp(max=LOSS_LIMIT)
+            + config.reward_coef * losses.reward.clamp(max=LOSS_LIMIT)
+            + config.value_coef * losses.value.clamp(max=LOSS_LIMIT)
+        )
+        return total * batch.weight
 
     @torch.no_grad()
     def td_target(self, next_obs: Tensor, reward: Tensor, terminated: Tensor) -> Tensor:

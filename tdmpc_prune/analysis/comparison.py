@@ -12,6 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from envs import SimulatorError
+from envs.perturb import broke_down
 from envs.perturbations import Perturbation
 from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
 from tdmpc_prune.checkpoint import StoredAgent, load_alike
@@ -20,9 +22,9 @@ from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.size import SizeModel
 
-TIMED_SECONDS = 5.0
+TIMED_SECONDS = 20.0
 """A slow planner is timed for about this long, and not over all the plans asked for."""
-FEWEST_PLANS = 20
+FEWEST_PLANS = 30
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,22 @@ def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) ->
     if protocol.perturbations:
         result["perturbed"] = {}
     for perturbation in protocol.perturbations:
-        evaluator = _evaluator(stored, protocol, perturbation=perturbation)
-        under = evaluator.run(agent, stored.agent_step, controller=main)
-        evaluator.close()
+        result["perturbed"][str(perturbation)] = _under(perturbation, stored, protocol)
         bar.update()
-        result["perturbed"][str(perturbation)] = _return(under) | {"returns": under.returns}
     return Evaluated(stored, result, first.frames)
+
+
+def _under(perturbation: Perturbation, stored: StoredAgent, protocol: Protocol) -> dict[str, Any] | None:
+    """The return under a perturbation; None where the simulation did not survive it."""
+    evaluator = _evaluator(stored, protocol, perturbation=perturbation)
+    try:
+        found = evaluator.run(stored.agent, stored.agent_step, controller=protocol.controllers[0])
+        broken = any(broke_down(env) for env in evaluator.envs)
+    except SimulatorError:
+        broken = True
+    finally:
+        evaluator.close()
+    return None if broken else _return(found) | {"returns": found.returns}
 
 
 def _evaluator(
@@ -126,13 +138,14 @@ def _evaluator(
     )
 
 
-def _return(evaluation: Evaluation) -> dict[str, float]:
-    """Mean return over episodes with its 95% bootstrap interval, and the standard deviation."""
+def _return(evaluation: Evaluation) -> dict[str, float | None]:
+    """Mean return over episodes with its 95% bootstrap interval (None of one), and the standard deviation."""
     estimate = bootstrap([evaluation.returns], mean)
+    several = len(evaluation.returns) > 1
     return {
         "return": estimate.value,
-        "return_low": estimate.low,
-        "return_high": estimate.high,
+        "return_low": estimate.low if several else None,
+        "return_high": estimate.high if several else None,
         "return_std": evaluation.std,
     }
 
@@ -155,8 +168,9 @@ def _deadline(stored: StoredAgent, controller: Controller, plans: int, control_m
     rows: dict[str, dict[str, float]] = {}
     for count in dict.fromkeys((1, torch.get_num_threads())):
         with threads(count):
-            found = _timed(stored, controller, plans)
-        rows[str(count)] = {"p50": found.p50, "p95": found.p95, "p99": found.p99}
+            steps = _affordable(stored, controller, plans)
+            found = _timed(stored, controller, steps)
+        rows[str(count)] = {"p50": found.p50, "p95": found.p95, "p99": found.p99, "steps": steps}
     return {
         "plan_ms": rows[str(torch.get_num_threads())]["p50"],
         "latency_ms": rows,
@@ -164,12 +178,16 @@ def _deadline(stored: StoredAgent, controller: Controller, plans: int, control_m
     }
 
 
-def _timed(stored: StoredAgent, controller: Controller, plans: int) -> Latency:
+def _affordable(stored: StoredAgent, controller: Controller, plans: int) -> int:
+    """As many control steps as are asked for, or fewer of a slow controller."""
+    once = _timed(stored, controller, 3).p50
+    return min(plans, max(FEWEST_PLANS, int(1e3 * TIMED_SECONDS / once)))
+
+
+def _timed(stored: StoredAgent, controller: Controller, steps: int) -> Latency:
     if controller == "policy":
-        return policy_latency(stored.agent, steps=plans)
-    once = plan_latency(stored.agent, stored.agent_step, plans=1).p50
-    affordable = max(FEWEST_PLANS, int(1e3 * TIMED_SECONDS / once))
-    return plan_latency(stored.agent, stored.agent_step, plans=min(plans, affordable))
+        return policy_latency(stored.agent, steps=steps)
+    return plan_latency(stored.agent, stored.agent_step, plans=steps)
 
 
 def _versus(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
@@ -178,8 +196,8 @@ def _versus(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
     return {
         "reference": reference["run"],
         "difference": difference.value,
-        "difference_low": difference.low,
-        "difference_high": difference.high,
+        "difference_low": difference.low if len(result["returns"]) > 1 else None,
+        "difference_high": difference.high if len(result["returns"]) > 1 else None,
         "share": result["return"] / reference["return"] if reference["return"] > 0 else None,
     }
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from agents.replay import Batch
-from agents.tdmpc.agent import LOSS_LIMIT, TDMPC, ModelLosses
-from agents.tdmpc.config import TDMPCConfig
+from agents.tdmpc.agent import TDMPC
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.groups import Group, Member, find_groups
 from tdmpc_prune.pruning.surgery import keep_indices, remove_units
@@ -83,24 +82,15 @@ class LossDamage:
             scale = group.units / len(stay)  # the mean over dimensions is one over those that stay
         with as_if_removed(members, units):
             losses, _ = self._agent.model_losses(self._batch)
-        config = self._agent.config
-        after = weighted_loss(replace(losses, consistency=scale * losses.consistency), self._batch, config)
-        growth = after - weighted_loss(before, self._batch, config)
-        return float(growth.mean()) / config.horizon
+        after = self._agent.weighted_loss(
+            replace(losses, consistency=scale * losses.consistency), self._batch
+        )
+        growth = after - self._agent.weighted_loss(before, self._batch)
+        return float(growth.mean()) / self._agent.config.horizon
 
     def _policy_loss(self) -> float:
         with seeded(self._agent.generator, self._seed):
             return float(self._agent.policy_loss(self._latents))
-
-
-def weighted_loss(losses: ModelLosses, batch: Batch, config: TDMPCConfig) -> Tensor:
-    """The weighted model loss of every sequence [B], as the agent's update adds it up."""
-    total = (
-        config.consistency_coef * losses.consistency.clamp(max=LOSS_LIMIT)
-        + config.reward_coef * losses.reward.clamp(max=LOSS_LIMIT)
-        + config.value_coef * losses.value.clamp(max=LOSS_LIMIT)
-    )
-    return total * batch.weight
 
 
 class ReturnDamage:

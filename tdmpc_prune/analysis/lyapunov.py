@@ -92,7 +92,7 @@ def violation_rate(path: Floats, lyapunov: Lyapunov, half_widths: Floats, alpha:
     counts = np.logical_and(inside[:-1], values[:-1] > ball * lyapunov.level)
     if not counts.any():
         raise ValueError("no step starts between the ball and the end of the region")
-    return float((np.diff(values) > -alpha * values[:-1])[counts].mean())
+    return float((~(np.diff(values) <= -alpha * values[:-1]))[counts].mean())  # a step to NaN is one
 
 
 def safe_boundary(rates: Sequence[tuple[float, float]], reference: float, delta: float) -> float | None:

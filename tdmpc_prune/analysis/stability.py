@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from envs import make_env
@@ -72,14 +73,12 @@ class Judge:
     def __call__(self, act: Act, tick: Callable[[], object] = lambda: None) -> Verdict:
         """Judges a controller; `tick` is called at every step."""
         half_widths = np.array(self.equilibrium.half_widths)
-        paths = simulate(self.simulator, self.equilibrium, act, self.starts, self.steps, tick)
+        paths, left = simulate(self.simulator, self.equilibrium, act, self.starts, self.steps, tick)
         rates = [violation_rate(path, self.lyapunov, half_widths, self.alpha, self.ball) for path in paths]
         return Verdict(
             # Every start weighs the same: one that falls at once has few steps to violate anything in.
             violation=bootstrap([rates], mean, seed=self.seed),
-            left=float(
-                np.mean([len(path) <= self.steps or distance(path[-1], half_widths) > 1 for path in paths])
-            ),
+            left=float(left.mean()),
             distance=float(np.median([distance(path[-1], half_widths) for path in paths])),
         )
 
@@ -115,9 +114,10 @@ def simulate(
     starts: Floats,
     steps: int,
     tick: Callable[[], object] = lambda: None,
-) -> list[Floats]:
-    """Deviations [1 + steps, D] from every start [D] on; fewer where one leaves the region or is ended.
+) -> tuple[list[Floats], NDArray[np.bool_]]:
+    """Deviations [1 + steps, D] from every start [D] on, and which starts [N] left the region or were ended.
 
+    The deviations of those are fewer: they end there.
     All starts go on side by side, so that the controller is asked once for each step.
     """
     origin, half_widths = np.array(around.state), np.array(around.half_widths)
@@ -137,7 +137,9 @@ def simulate(
         obs = np.stack([move.observation for move in moves])[keep]
         running = running[keep]
         tick()
-    return [np.stack(path) for path in paths]
+    left = np.ones(len(starts), dtype=bool)
+    left[running] = False
+    return [np.stack(path) for path in paths], left
 
 
 def stability(

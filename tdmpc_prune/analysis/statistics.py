@@ -72,33 +72,15 @@ def bootstrap(
     return Estimate(float(statistic(np.concatenate(arrays)[None])[0]), float(low), float(high))
 
 
-def spearman(
-    x: ArrayLike,
-    y: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-) -> Estimate:
-    """Spearman's rank correlation of pairs [N], with a percentile-bootstrap interval over the pairs.
+def standard_ranks(samples: Floats) -> Floats:
+    """Ranks of each row [R, N], shifted to mean 0 and scaled to norm 1; ties share their mean rank.
 
-    nan where it is undefined: fewer than three pairs, or one side is constant. Resamples in which one side
-    is constant are left out.
+    The product of two such rows, summed, is Spearman's rank correlation. nan [R, 1] or in a whole row where
+    there is no order: fewer than three values, or all alike.
     """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Estimate(np.nan, np.nan, np.nan)
-    index = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    found = _rank_correlation(x[index], y[index])
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(found, [tail, 1 - tail])
-    return Estimate(float(_rank_correlation(x[None], y[None])[0]), float(low), float(high))
-
-
-def _rank_correlation(x: Floats, y: Floats) -> Floats:
-    """Pearson's correlation of the ranks, row by row [R, N]; ties share their mean rank."""
-    a, b = stats.rankdata(x, axis=1), stats.rankdata(y, axis=1)
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
-    norm = np.sqrt((a**2).sum(1) * (b**2).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(norm > 0, (a * b).sum(1) / norm, np.nan)
+    if samples.shape[1] < 3:
+        return np.full((len(samples), 1), np.nan)
+    ranks = stats.rankdata(samples, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    norm = np.linalg.norm(ranks, axis=1, keepdims=True)
+    return np.divide(ranks, norm, out=np.full_like(ranks, np.nan), where=norm > 0)

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from scipy import stats
 from torch import Tensor
 
 from agents.replay import ReplayBuffer
 from agents.tdmpc.agent import TDMPC, frozen
 from tdmpc_prune import checkpoint
-from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded, weighted_loss
-from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate
+from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded
+from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate, standard_ranks
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.config import ImportanceConfig
@@ -179,7 +178,7 @@ def load_moment(path: Path, device: torch.device, scores: Source, *, seed: int) 
 
 def _importance_config(path: Path) -> ImportanceConfig:
     """How the run reads its scores; the defaults for a checkpoint that lies elsewhere."""
-    file = RunFolder(path.parent.parent).config
+    file = RunFolder(path.resolve().parent.parent).config
     if not file.is_file():
         return ImportanceConfig()
     stored = json.loads(file.read_text())["config"]["prune"]["importance"]
@@ -200,7 +199,7 @@ def replay_tracker(
             batch = replay.sample(agent.config.batch_size)
             model = agent.model_parameters()
             losses, latents = agent.model_losses(batch)
-            (weighted_loss(losses, batch, agent.config).mean() / agent.config.horizon).backward()
+            (agent.weighted_loss(losses, batch).mean() / agent.config.horizon).backward()
             tracker.observe(model)
             with frozen(agent.model.q):
                 agent.policy_loss(latents).backward()
@@ -282,9 +281,9 @@ def correlate(pairs: Sequence[Pairs], *, seed: int, resamples: int = RESAMPLES) 
         count = len(pair.measured)
         # The first row is the removals themselves.
         rows = np.vstack([np.arange(count), rng.integers(max(count, 1), size=(resamples, count))])
-        measured = _standard_ranks(pair.measured[rows])
+        measured = standard_ranks(pair.measured[rows])
         for criterion, predicted in pair.predicted.items():
-            rho = (_standard_ranks(predicted[rows]) * measured).sum(1).clip(-1, 1)
+            rho = (standard_ranks(predicted[rows]) * measured).sum(1).clip(-1, 1)
             found.setdefault(criterion, {})[pair.group] = rho
     components: dict[str, list[str]] = {}
     for pair in pairs:
@@ -297,19 +296,6 @@ def correlate(pairs: Sequence[Pairs], *, seed: int, resamples: int = RESAMPLES) 
         )
         for criterion, rhos in found.items()
     }
-
-
-def _standard_ranks(samples: Floats) -> Floats:
-    """Ranks of each row [R, N], shifted to mean 0 and scaled to norm 1; ties share their mean rank.
-
-    nan where there is no order: fewer than three values, or all alike.
-    """
-    if samples.shape[1] < 3:
-        return np.full((len(samples), 1), np.nan)
-    ranks = stats.rankdata(samples, axis=1)
-    ranks -= ranks.mean(1, keepdims=True)
-    norm = np.linalg.norm(ranks, axis=1, keepdims=True)
-    return np.divide(ranks, norm, out=np.full_like(ranks, np.nan), where=norm > 0)
 
 
 def _estimate(rhos: Sequence[Floats]) -> Estimate:

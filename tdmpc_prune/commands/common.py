@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,26 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed is {seed}; choose 0 to 2147483647")
 
 
+def print_json(result: Result) -> None:
+    """Prints one strict JSON object on a line: what is no finite number is null."""
+    print(json.dumps(_strict(result), allow_nan=False))
+
+
+def _strict(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: _strict(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_strict(inner) for inner in value]
+    return value
+
+
 def show(result: Result, *, as_json: bool) -> None:
     """Prints a result as one JSON object, or its single values as a table."""
     if as_json:
-        print(json.dumps(result))
+        print_json(result)
         return
     shown = {k: v for k, v in result.items() if v is not None and not isinstance(v, list | dict)}
     width = max(len(k) for k in shown)

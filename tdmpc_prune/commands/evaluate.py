@@ -40,7 +40,7 @@ class EvaluateConfig(CommandConfig):
     """Also under perturbations of the world, one at a time: NAME=AMOUNT,... or the word standard for a few of each.
     noise: standard deviation on observations; delay: of actions, in agent steps; mass, damping, gravity: factors."""
     plans: int = 100
-    """Control steps that are timed (fewer of a slow planner: about 5 s); 0: none."""
+    """Control steps that are timed (fewer of a slow planner: about 20 s); 0: none."""
     video: Path | None = None
     """Film the first episode of every run, side by side, into this mp4 file."""
 
@@ -93,7 +93,8 @@ def _controllers(config: EvaluateConfig) -> int:
         write_video(config.video, side_by_side(films), fps=1e3 / found[0].result["control_ms"])
     results = [one.result | {"video": str(config.video) if config.video else None} for one in found]
     if config.json:
-        show(results[0] if len(results) == 1 else {"runs": results}, as_json=True)
+        alone = len(config.runs) == 1 and config.reference is None
+        show(results[0] if alone else {"runs": results}, as_json=True)
     else:
         _tables(results)
     return 0
@@ -159,12 +160,12 @@ def _summary(name: str, result: Mapping[str, Any], compared: bool) -> dict[str, 
 
 def _interval(result: Mapping[str, Any], prefix: str) -> str:
     value, low, high = (result[f"{prefix}return{end}"] for end in ("", "_low", "_high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f}" if low is None else f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _difference(versus: Mapping[str, float]) -> str:
     value, low, high = (versus[f"difference{end}"] for end in ("", "_low", "_high"))
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+.1f}" if low is None else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _latencies(name: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -172,7 +173,8 @@ def _latencies(name: str, result: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "run": name,
             "threads": count,
-            **{name: round(ms, 2) for name, ms in row.items()},
+            "steps": row["steps"],
+            **{name: round(row[name], 2) for name in ("p50", "p95", "p99")},
             "period": round(result["control_ms"], 2),
             "in time (p99)": row["p99"] <= result["control_ms"],
         }
@@ -185,6 +187,9 @@ def _perturbed(names: Sequence[str], found: Found) -> list[dict[str, Any]]:
     for perturbation in found[0]["perturbed"]:
         row: dict[str, Any] = {"perturbation": perturbation}
         for name, result in zip(names, found, strict=True):
+            if result["perturbed"][perturbation] is None:
+                row[name] = "simulation broke down"
+                continue
             under = result["perturbed"][perturbation]["return"]
             share = f" ({under / result['return']:.0%})" if result["return"] > 0 else ""
             row[name] = formatted(under) + share

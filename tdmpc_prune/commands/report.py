@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import CommandConfig
+from tdmpc_prune.commands.common import CommandConfig, print_json
 from tdmpc_prune.config import Device
 
 
@@ -43,5 +42,8 @@ def run(config: ReportConfig) -> int:
 
     device = config.compute_on()
     report = make_report(config.runs, config.out, config.latency, device)
-    print(json.dumps(report) if config.json else report["page"])
+    if config.json:
+        print_json(report)
+    else:
+        print(report["page"])
     return 0

@@ -10,6 +10,7 @@ import tyro
 
 from tdmpc_prune.commands.common import CommandConfig, check_seed, show, show_table
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.places import check_file
 
 PICTURES = (".png", ".svg")
 
@@ -63,8 +64,8 @@ def run(config: StabilityConfig) -> int:
     """Judges the runs and shows what was found."""
     from tdmpc_prune.analysis.stability import stability
 
-    if config.plot is not None and not config.plot.absolute().parent.is_dir():
-        raise UserError(f"--plot {config.plot}: there is no folder {config.plot.parent}")
+    if config.plot is not None:
+        check_file("--plot", config.plot)
     result = stability(
         config.runs,
         reference=config.reference,
@@ -77,18 +78,26 @@ def run(config: StabilityConfig) -> int:
         seed=config.seed,
         device=config.compute_on(),
     )
-    if config.plot is not None:
-        draw(result, config.plot)
     if config.json:
         show(result, as_json=True)
-        return 0
+    else:
+        _show_tables(result)
+    if config.plot is not None:  # last: what was measured has been shown, come what may
+        try:
+            config.plot.parent.mkdir(parents=True, exist_ok=True)
+            draw(result, config.plot)
+        except OSError as error:
+            raise UserError(f"--plot {config.plot}: cannot write ({error.strerror})") from error
+    return 0
+
+
+def _show_tables(result: dict[str, Any]) -> None:
     boundary = result["boundary"]
     show({**result, "boundary": "none" if boundary is None else boundary}, as_json=False)
     print()
     show_table([_shown(row) for row in result["runs"]])
     for warning in result["warnings"]:
         print(f"\n{warning}")
-    return 0
 
 
 def _shown(row: dict[str, Any]) -> dict[str, Any]:

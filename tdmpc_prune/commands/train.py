@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
-from tdmpc_prune.commands.common import show
+from tdmpc_prune.commands.common import print_json, show
 from tdmpc_prune.config import AnyTrainConfig
 
 
@@ -14,7 +12,10 @@ def run(config: AnyTrainConfig) -> int:
         from tdmpc_prune.dry_run import plan, table
 
         planned = plan(config)
-        print(json.dumps(planned) if config.json else table(planned))
+        if config.json:
+            print_json(planned)
+        else:
+            print(table(planned))
         return 0
     from tdmpc_prune.train import train
 

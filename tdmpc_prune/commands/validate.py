@@ -12,6 +12,7 @@ import tyro
 
 from tdmpc_prune.commands.common import CommandConfig, check_seed, show, show_table
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.places import check_folder
 
 if TYPE_CHECKING:
     from tdmpc_prune.analysis.validity import Found
@@ -84,6 +85,8 @@ def run(config: ValidateConfig) -> int:
     )
     from tdmpc_prune.analysis.validity_report import as_json
 
+    if config.out is not None:
+        check_folder("--out", config.out)
     device = config.compute_on()
     paths = checkpoint.moments(config.run)
     chosen = spread(paths, config.moments)
@@ -95,8 +98,6 @@ def run(config: ValidateConfig) -> int:
         seed=config.seed,
     )
     moments = [load_moment(path, device, config.scores, seed=config.seed) for path in chosen]
-    if config.out is not None:
-        _create(config.out)
     if len(chosen) < config.moments and paths[0] != config.run:
         print(
             f"{config.run} holds {len(chosen)} of {config.moments} checkpoints: "
@@ -106,8 +107,6 @@ def run(config: ValidateConfig) -> int:
     total = sum(measurements(moment, settings) for moment in moments)
     with tqdm(total=total, unit="removal", disable=None, leave=False, dynamic_ncols=True) as bar:
         found = [validate(moment, settings, bar.update) for moment in moments]
-    if config.out is not None:
-        _write(found, config.out)
     result = {
         "run": str(config.run),
         "task": moments[0].stored.task,
@@ -122,23 +121,22 @@ def run(config: ValidateConfig) -> int:
         show(result, as_json=True)
     else:
         _show_tables(result)
+    if config.out is not None:  # last: what was measured has been shown, come what may
+        _write(found, config.out)
     return 0
-
-
-def _create(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder} ({error.strerror}): choose another --out") from error
 
 
 def _write(found: Sequence[Found], folder: Path) -> None:
     from tdmpc_prune.analysis.validity_report import plot, write_csv
 
-    write_csv(found, folder / "validity.csv")
-    for one in found:
-        for kind in one.pairs:
-            plot(one, kind, folder / f"{kind}_damage_{one.moment.path.name}.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(found, folder / "validity.csv")
+        for one in found:
+            for kind in one.pairs:
+                plot(one, kind, folder / f"{kind}_damage_{one.moment.path.name}.png")
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write ({error.strerror}), choose another folder") from error
 
 
 def _show_tables(result: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from tdmpc_prune.export.contract import Json, contract, controller_entry
 from tdmpc_prune.export.graphs import PlannerGraph, PolicyGraph, to_onnx
 from tdmpc_prune.export.runtime import stepper
 from tdmpc_prune.latency import measure
+from tdmpc_prune.places import check_parent
 from tdmpc_prune.run_folder import PARTIAL
 
 STAGES = 3
@@ -37,16 +38,13 @@ def check_out(out: Path) -> None:
     Raises:
         UserError: it holds something else, or cannot be written to.
     """
-    place = out.absolute()
-    nearest = next(p for p in place.parents if p.exists())  # a folder that is there is replaced as a whole
+    check_parent("--out", out)  # a folder that is there is replaced as a whole
     try:
         taken = out.exists() and not (out.is_dir() and (not any(out.iterdir()) or _is_export(out)))
     except OSError as error:
         raise UserError(f"--out {out} cannot be read ({error.strerror}): choose another folder") from error
     if taken:
         raise UserError(f"--out {out} holds something that is no earlier export: choose another folder")
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise UserError(f"--out {out}: cannot write to {nearest}; choose another folder")
 
 
 def export(stored: StoredAgent, out: Path, *, controllers: Sequence[str], seed: int) -> Json:

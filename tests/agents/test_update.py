@@ -219,6 +219,7 @@ class RecordingPlanner:
 def test_plan_uses_the_schedules_and_the_encoder():
     agent = TDMPC(DEBUG, 4, 2)
     planner = RecordingPlanner()
+    planner.model = agent.model
     obs = np.random.default_rng(0).normal(size=(3, 4))
     action = agent.plan(obs, planner, 50, explore=True)
     z, horizon, min_std, explore = planner.seen

@@ -78,11 +78,11 @@ def test_work_counted_by_hand(runs):
 
 
 def test_all_runs_see_the_same_episodes(runs):
-    runs["a"], runs["b"], runs["c"] = stored(), stored(), stored(seed=2)
+    runs["a"], runs["b"] = stored(), stored()
     protocol = Protocol(episodes=3, seed=5, plans=0)
-    first, twin, other = (found.result for found in compare(["a", "b", "c"], protocol, CPU))
+    first, twin = (found.result for found in compare(["a", "b"], protocol, CPU))
     assert first["returns"] == twin["returns"]
-    assert first["policy_returns"] != other["policy_returns"] or first["returns"] != other["returns"]
+    assert first["policy_returns"] == twin["policy_returns"]
 
 
 def test_against_the_reference(runs, monkeypatch):
@@ -105,7 +105,7 @@ def test_against_the_reference(runs, monkeypatch):
 
 
 def test_perturbations_one_at_a_time(runs):
-    """A pendulum that weighs nothing does not fall; a heavy world changes only what it says."""
+    """Gravity as it is changes nothing, three times as much makes the pendulum fall sooner."""
     runs["a"] = stored()
     protocol = Protocol(
         episodes=3,
@@ -136,7 +136,7 @@ def test_the_deadline_is_met_by_the_99th_percentile_of_one_thread(runs, monkeypa
         found = Latency(1.0, 2.0, slow)
         monkeypatch.setattr(comparison, "_timed", lambda *_, found=found: found)
         (one,) = compare(["a"], Protocol(episodes=1), CPU)
-        assert one.result["latency_ms"] == {"1": {"p50": 1.0, "p95": 2.0, "p99": slow}}
+        assert one.result["latency_ms"] == {"1": {"p50": 1.0, "p95": 2.0, "p99": slow, "steps": 100}}
         assert one.result["meets_deadline"] is meets
 
 

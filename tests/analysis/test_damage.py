@@ -9,7 +9,7 @@ import torch
 from agents.replay import Batch
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
-from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded, weighted_loss
+from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.surgery import remove_units
@@ -187,7 +187,7 @@ def test_losses_are_those_of_the_update(agent, batch):
     """What the damage is a change of, against what an update reports: same random numbers, same losses."""
     twin = copy.deepcopy(agent.model.state_dict())
     losses, _ = agent.model_losses(batch)
-    wanted = float(weighted_loss(losses, batch, agent.config).mean().detach())
+    wanted = float(agent.weighted_loss(losses, batch).mean().detach())
     again = TDMPC(agent.config, OBS, ACTION, seed=3, widths=WIDTHS)
     again.model.load_state_dict(twin)
     again.target.load_state_dict(agent.target.state_dict())

@@ -271,7 +271,8 @@ def test_starts_drop_out_where_they_leave_and_the_controller_hears_of_it():
         return np.clip(deviations @ gain.T, -1, 1)
 
     starts = np.array([[0.0, 0.05, 0.0, 0.0], [0.49, 0.0, 0.9, 0.0], [0.0, -0.05, 0.0, 0.0]])
-    paths = simulate(sim, equilibrium("cartpole-balance"), act, starts, 4, lambda: ticks.append(1))
+    paths, left = simulate(sim, equilibrium("cartpole-balance"), act, starts, 4, lambda: ticks.append(1))
+    assert left.tolist() == [False, True, False]
     assert masks == [[True] * 3, [True, False, True], [True] * 2, [True] * 2]  # the cart runs out of its box
     assert [len(path) for path in paths] == [5, 2, 5]
     assert len(ticks) == 4
@@ -283,8 +284,13 @@ def test_a_full_turn_away_is_at_the_equilibrium():
     gain = lqr("cartpole-balance", sim)[2]
     start = np.array([[0.0, 0.1, 0.0, 0.0]])
     turned = dataclasses.replace(around, state=(0.0, 2 * np.pi, 0.0, 0.0))
-    near, far = (simulate(sim, at, linear(gain), start, 5)[0] for at in (around, turned))
+    near, far = (simulate(sim, at, linear(gain), start, 5)[0][0] for at in (around, turned))
     np.testing.assert_allclose(near, far, atol=1e-9)
+
+
+def test_a_step_to_nothing_is_a_violation():
+    path = np.array([[0.5], [0.4], [np.nan]])
+    assert violation_rate(path, SQUARE, np.ones(1), 0.1, ball=0.01) == 0.5
 
 
 # The boundary
@@ -488,9 +494,10 @@ def test_command_says_when_there_is_no_boundary(runs, capsys):
     assert line.split() == ["boundary", "none"]
 
 
-def test_picture_into_no_folder_is_refused_before_anything_is_computed(runs, tmp_path):
-    with pytest.raises(UserError, match="there is no folder"):
-        run(config(tmp_path / "no run", plot=tmp_path / "nowhere" / "x.png"))
+def test_picture_into_a_file_is_refused_before_anything_is_computed(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write there"):
+        run(config(tmp_path / "no run", plot=tmp_path / "file" / "x.png"))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import make_env
-from envs.perturb import model_and_data, perturb
+from envs import SimulatorError, make_env
+from envs.perturb import broke_down, model_and_data, perturb
 from envs.perturbations import KINDS, STANDARD, Perturbation, PerturbationError, parse_perturbations
 
 TASKS = ["cartpole-swingup", "InvertedPendulum-v5"]
@@ -38,8 +38,13 @@ def test_parse():
         ("mass", "write NAME=AMOUNT"),
         ("mass=heavy", "write NAME=AMOUNT"),
         ("mass=nan", "write NAME=AMOUNT"),
-        ("mass=inf", "0 or more"),
-        ("mass=-1", "0 or more"),
+        ("mass=inf", "0.01 to 100"),
+        ("mass=-1", "0.01 to 100"),
+        ("mass=0", "0.01 to 100"),
+        ("gravity=1e9", "0 to 100"),
+        ("delay=1e9", "0 to 1000"),
+        ("delay=inf", "0 to 1000"),
+        ("noise=1e300", "0 to 1e6"),
         ("delay=1.5", "a whole number"),
         ("", "write NAME=AMOUNT"),
         ("mass=1,,", "write NAME=AMOUNT"),
@@ -140,3 +145,19 @@ def test_a_perturbed_model_stays_so_over_episodes():
     assert mass.sum() == pytest.approx(
         1.5 * model_and_data(make_env("walker-walk", seed=1))[0].body_mass.sum()
     )
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_simulation_that_broke_down_is_known(task):
+    env = make_env(task, seed=1)
+    env.reset(seed=1)
+    env.step(ACTIONS[0])
+    assert not broke_down(env)
+    model_and_data(env)[1].qvel[0] = np.nan
+    if task == "cartpole-swingup":
+        with pytest.raises(SimulatorError, match="broke down") as error:
+            env.step(ACTIONS[1])
+        assert "\n" not in str(error.value)
+    else:
+        env.step(ACTIONS[1])
+        assert broke_down(env)

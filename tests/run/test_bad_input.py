@@ -113,6 +113,7 @@ WRONG = {
     "keep checkpoints backwards": ([*TASK, "--keep-every", "-1"], "keep_every is -1"),
     "evaluate nothing": (["evaluate"], "RUN"),
     "evaluate under an unknown perturbation": (["evaluate", "x", "--perturb", "mas=2"], "did you mean mass"),
+    "evaluate without masses": (["evaluate", "x", "--perturb", "mass=0"], "0.01 to 100"),
     "evaluate under no perturbation": (["evaluate", "x", "--perturb", ""], "NAME=AMOUNT"),
     "time a negative number of plans": (["evaluate", "x", "--plans", "-1"], "plans is -1"),
     "compare with what is not there": (["evaluate", "x", "--reference", "no-such-run"], "no-such-run"),
@@ -129,6 +130,59 @@ WRONG = {
 def test_wrong_command_lines(case, refused):
     arguments, said = WRONG[case]
     assert said.lower() in refused(*arguments).lower()
+
+
+PLACES = {
+    "stability": (["stability", "RUN"], "--plot", ".png"),
+    "validate": (["validate", "RUN"], "--out", ""),
+    "report": (["report", "RUN"], "--out", ""),
+    "export": (["export", "RUN"], "--out", ""),
+    "evaluate": (["evaluate", "RUN"], "--video", ".mp4"),
+}
+
+
+@pytest.mark.parametrize("verb", PLACES)
+def test_places_that_cannot_be_written(verb, refused, finished, tmp_path):
+    """Known before anything is measured: the option and its place are in the line."""
+    arguments, option, ending = PLACES[verb]
+    arguments = [str(finished) if word == "RUN" else word for word in arguments]
+    (tmp_path / "file").write_text("precious")
+    places = [tmp_path / "file" / f"below{ending}"]
+    if ending:
+        places.append(tmp_path / f"folder{ending}")
+        places[-1].mkdir()
+    for place in places:
+        said = refused(*arguments, option, place)
+        assert option in said
+        assert place.name in said
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "validate", "stability", "report", "export"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "file", "no state", "truncated", "unknown format"])
+def test_runs_that_are_none(verb, damage, refused, finished, tmp_path):
+    """One line, exit code 2, nothing written: for every verb that takes a run."""
+    if verb == "report" and damage in ("no state", "truncated", "unknown format"):
+        pytest.skip("a report reads metrics; a checkpoint that cannot be read is not timed")
+    run = tmp_path / "damaged"
+    if damage == "file":
+        run.write_text("no folder")
+    elif damage == "empty":
+        run.mkdir()
+    elif damage != "missing":
+        shutil.copytree(finished, run)
+        for checkpoint in checkpoints(run):
+            if damage == "no state":
+                (checkpoint / "state.json").write_text("{")
+            elif damage == "truncated":
+                model = checkpoint / "model.safetensors"
+                model.write_bytes(model.read_bytes()[:1000])
+            else:
+                stored = json.loads((checkpoint / "state.json").read_text())
+                (checkpoint / "state.json").write_text(json.dumps(stored | {"schema": 99}))
+    out = ["--out", tmp_path / "out"] if verb in ("report", "export") else []
+    said = refused(verb, run, *out)
+    if damage == "unknown format":
+        assert "99" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tdmpc_prune.analysis.report.results import GroupResult, results
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.timing import Source, Timings, control_periods, time_runs
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.places import check_folder
 
 if TYPE_CHECKING:
     import torch
@@ -116,12 +116,8 @@ WORDS = ("number", "share", "interval", "plural", "status", "seeds_of")
 
 def _check_out(out: Path) -> None:
     """Refuses a folder that cannot be written to, or holds something that is no report; changes nothing."""
+    check_folder("--out", out)
     try:
-        nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
-        if not nearest.is_dir():
-            raise UserError(f"--out {out}: {nearest} is a file, choose another folder")
-        if not os.access(nearest, os.W_OK):
-            raise UserError(f"--out {out}: cannot write to {nearest}, choose another folder")
         if out.is_dir() and any(out.iterdir()) and not _is_report(out):
             raise UserError(f"--out {out} holds something that is no report: choose another folder")
     except OSError as error:
