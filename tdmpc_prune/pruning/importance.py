@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tdmpc_prune.pruning.config import ImportanceConfig, require
 from tdmpc_prune.pruning.groups import Group
 from tdmpc_prune.pruning.posterior import Average, GammaPosterior
-from tdmpc_prune.pruning.slices import Slices
+from tdmpc_prune.pruning.slices import Slices, one_thread
 
 GRADIENT_CRITERIA = ("gradient", "fisher", "fisher-saliency", "bayesian", "bayesian-saliency", "taylor")
 CRITERIA = (*GRADIENT_CRITERIA, "magnitude", "random")
@@ -86,7 +86,12 @@ class ImportanceTracker:
             return
         taken, betas = zip(*self._waiting, strict=True)
         self._waiting = []
-        absolute, square, first_order, saliency = self._slices.totals(torch.stack(taken)).unbind(1)
+        with one_thread():
+            self._smooth(torch.stack(taken), betas)
+
+    def _smooth(self, taken: Tensor, betas: Sequence[float]) -> None:
+        """Smooths what T updates brought, one after the other."""
+        absolute, square, first_order, saliency = self._slices.totals(taken).unbind(1)
         size, fast = self._slices.size, self.config.beta_start
         energies, costs = square / size, first_order.square()
         # theta^2 g^2 is smoothed per unit: a smoothed diagonal F per parameter would cost a second model.

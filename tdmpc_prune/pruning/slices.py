@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
@@ -60,8 +61,9 @@ class Slices:
         self._seen.update(observed)
         if observed not in self._plans:
             self._plans[observed] = _blocks(observed, self._places, self._scratch)
-        for block in self._plans[observed]:
-            block.add()
+        with one_thread():
+            for block in self._plans[observed]:
+                block.add()
 
     def take(self) -> Tensor:
         """The sums of this update, for `totals`, and starts anew."""
@@ -89,6 +91,17 @@ class Slices:
         return totals[:-1].sqrt()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread meanwhile: for sums this small, a second one costs more than it adds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Block:
     """Several small parameters, or some rows of a large one: as much as the processor's cache holds.
 
@@ -108,7 +121,6 @@ class _Block:
         scratch: Tensor,
     ) -> None:
         self._parts = parts
-        self._whole = all(rows == slice(0, len(p)) for p, rows in parts)
         sizes = [p[rows].numel() for p, rows in parts]
         terms = scratch[: 4 * sum(sizes)].view(4, -1)
         self._terms = terms.unbind()
@@ -128,17 +140,17 @@ class _Block:
     def add(self) -> None:
         """Writes the sums of this block to their places, or adds them where a block before it wrote."""
         absolute, square, first_order, saliency = self._terms
-        if self._whole:
+        if len(self._parts) == 1:
+            parameter, rows = self._parts[0]
+            assert parameter.grad is not None, "only parameters with a gradient are observed"
+            gradient, value = parameter.grad[rows].reshape(-1), parameter[rows].reshape(-1)
+        else:
             torch._foreach_copy_(self._gradients, [p.grad for p, _ in self._parts if p.grad is not None])
             torch._foreach_copy_(self._values, [p for p, _ in self._parts])
-        else:
-            for i, (parameter, rows) in enumerate(self._parts):
-                if parameter.grad is not None:
-                    self._gradients[i].copy_(parameter.grad[rows])
-                self._values[i].copy_(parameter[rows])
-        torch.abs(square, out=absolute)
-        torch.mul(first_order, square, out=first_order)
-        torch.mul(square, square, out=square)
+            gradient, value = square, first_order
+        torch.abs(gradient, out=absolute)
+        torch.mul(value, gradient, out=first_order)
+        torch.mul(gradient, gradient, out=square)
         torch.mul(first_order, first_order, out=saliency)
         for sheet, dim, place, goes_on in self._sums:
             if sheet.dim() == 2:  # a vector's terms are its sums
@@ -156,19 +168,18 @@ def _blocks(
 ) -> list[_Block]:
     """Blocks that hold these parameters."""
     room = scratch.numel() // 4
-    blocks: list[list[tuple[nn.Parameter, slice]]] = [[]]
+    small: list[list[tuple[nn.Parameter, slice]]] = [[]]
+    large: list[list[tuple[nn.Parameter, slice]]] = []
     left = room
     for parameter in parameters:
-        if parameter.numel() <= room:
-            parts = [slice(0, len(parameter))]
-        else:
+        if parameter.numel() > room:
             rows = max(1, room // parameter[0].numel())
-            parts = [slice(i, min(i + rows, len(parameter))) for i in range(0, len(parameter), rows)]
-        for rows_of_it in parts:
-            size = parameter[rows_of_it].numel()
-            if size > left:
-                blocks.append([])
-                left = room
-            blocks[-1].append((parameter, rows_of_it))
-            left -= size
-    return [_Block(parts, places, scratch) for parts in blocks if parts]
+            starts = range(0, len(parameter), rows)
+            large += [[(parameter, slice(i, min(i + rows, len(parameter))))] for i in starts]
+            continue
+        if parameter.numel() > left:
+            small.append([])
+            left = room
+        small[-1].append((parameter, slice(0, len(parameter))))
+        left -= parameter.numel()
+    return [_Block(parts, places, scratch) for parts in (*large, *small) if parts]
