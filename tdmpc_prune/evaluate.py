@@ -14,7 +14,8 @@ from agents.tdmpc.agent import TDMPC
 from envs import make_env
 from envs.perturbations import Perturbation
 
-SIDE_BY_SIDE = 16
+SIDE_BY_SIDE = 32
+"""Environments at most: more plans at once leave the processor's cache."""
 
 Controller = Literal["planner", "policy"]
 """planner: plan at every step; policy: the policy network alone."""
@@ -71,8 +72,9 @@ class Evaluator:
         action_repeat: int | None,
         film: bool = False,
         perturbation: Perturbation | None = None,
+        side_by_side: int = SIDE_BY_SIDE,
     ) -> None:
-        """Builds up to 16 environments.
+        """Builds the environments.
 
         Args:
             task: name of the task.
@@ -82,6 +84,7 @@ class Evaluator:
             action_repeat: environment steps per action; the task's usual number if None.
             film: keep the frames of episode 0 in `frames`.
             perturbation: what is different from training.
+            side_by_side: episodes that run at the same time, at most.
         """
         self.episodes, self.seed = episodes, seed
         self.frames: list[np.ndarray] = []
@@ -93,7 +96,7 @@ class Evaluator:
                 action_repeat=action_repeat,
                 render_mode="rgb_array" if film and i == 0 else None,
             )
-            for i in range(min(episodes, SIDE_BY_SIDE))
+            for i in range(min(episodes, side_by_side))
         ]
         if perturbation is not None:
             from envs.perturb import perturb

@@ -166,7 +166,7 @@ def one_at_a_time(path, episodes, seed):
     return returns, lengths
 
 
-@pytest.mark.parametrize("episodes", [9, 16, 19, 33])
+@pytest.mark.parametrize("episodes", [9, 32, 37, 65])
 def test_side_by_side_is_one_at_a_time(evaluate, gentle, episodes):
     """Also where episodes end at different steps, and with more of them than simulators."""
     result = evaluate(gentle, "--episodes", episodes, "--controller", "policy", "--seed", 3)
@@ -203,8 +203,9 @@ def test_in_parallel_and_in_a_row_are_the_same_bit_by_bit(finished, gentle, cont
         for task, agent in [*agents, ("cartpole-swingup", pruned)]:
             found = []
             for side_by_side in (5, 3, 1):
-                monkeypatch.setattr("tdmpc_prune.evaluate.SIDE_BY_SIDE", side_by_side)
-                evaluator = Evaluator(task, env_seed=1, episodes=5, seed=2, action_repeat=50)
+                evaluator = Evaluator(
+                    task, env_seed=1, episodes=5, seed=2, action_repeat=50, side_by_side=side_by_side
+                )
                 found.append(evaluator.run(agent, 100, controller=controller))
                 evaluator.close()
             assert found[0].returns == found[1].returns == found[2].returns, task
@@ -259,9 +260,9 @@ def test_episodes_of_equal_length_one_at_a_time(evaluate, finished):
 
 
 def test_more_episodes_begin_with_the_same_ones(evaluate, pendulum):
-    few, many = (evaluate(pendulum, "--episodes", n) for n in (16, 20))
-    assert len(many["returns"]) == 20
-    assert many["returns"][:16] == few["returns"]
+    few, many = (evaluate(pendulum, "--episodes", n) for n in (32, 36))
+    assert len(many["returns"]) == 36
+    assert many["returns"][:32] == few["returns"]
 
 
 class Falls:
@@ -301,7 +302,7 @@ def test_every_simulator_gets_its_own_actions(monkeypatch):
             assert (obs[:, 1] == obs[0, 1]).all()  # all at the same step
             return obs[:, :1]
 
-    evaluator = Evaluator("any", env_seed=1, episodes=20, seed=100, action_repeat=1)
+    evaluator = Evaluator("any", env_seed=1, episodes=20, seed=100, action_repeat=1, side_by_side=16)
     assert len(evaluator.envs) == 16
     calls = []
     result = evaluator.run(Echo(), 0, controller="policy", check=lambda: calls.append(1))
