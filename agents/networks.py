@@ -90,7 +90,8 @@ class RowInvariantELU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """ELU of any tensor."""
-        return torch.maximum(x, torch.exp(x.clamp(max=0)).sub_(1))  # exp(x) - 1 >= x
+        y = x.clamp(max=0).exp_().sub_(1)
+        return torch.maximum(x, y, out=y)  # exp(x) - 1 >= x
 
 
 def row_invariant(network: Network) -> Network:
@@ -101,4 +102,4 @@ def row_invariant(network: Network) -> Network:
             memo[id(module)] = RowInvariantLinear(module)
         elif isinstance(module, nn.ELU):
             memo[id(module)] = RowInvariantELU()
-    return deepcopy(network, memo)
+    return deepcopy(network, memo).requires_grad_(False)
