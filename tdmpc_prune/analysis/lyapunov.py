@@ -95,16 +95,15 @@ def violation_rate(path: Floats, lyapunov: Lyapunov, half_widths: Floats, alpha:
     return float((~(np.diff(values) <= -alpha * values[:-1]))[counts].mean())  # a step to NaN is one
 
 
-def safe_boundary(rates: Sequence[tuple[float, float]], reference: float, delta: float) -> float | None:
-    """The largest sparsity up to which all violation rates stay within `delta` of the reference's.
+def safe_boundary(excess: Sequence[tuple[float, float]], delta: float) -> float | None:
+    """The largest sparsity up to which no run is worse than the reference by more than `delta`.
 
-    What lies beyond the first that does not is not safe, whatever a lucky run shows there; nor is its own
+    What lies beyond the first that is worse is not safe, whatever a lucky run shows there; nor is its own
     whole percent, for runs of one target seldom hit it to the digit. None: the least sparse is not safe.
 
     Args:
-        rates: sparsity and violation rate of every run, in any order.
-        reference: the reference's rate.
+        excess: sparsity of every run, and by how much its rate is above the reference's; in any order.
         delta: how much more is still safe.
     """
-    unsafe = min((round(s, 2) for s, rate in rates if rate > reference + delta), default=np.inf)
-    return max((s for s, _ in rates if round(s, 2) < unsafe), default=None)
+    unsafe = min((round(s, 2) for s, more in excess if more > delta), default=np.inf)
+    return max((s for s, _ in excess if round(s, 2) < unsafe), default=None)

@@ -37,7 +37,7 @@ class StabilityConfig(CommandConfig):
     ball: float = 0.01
     """Nothing counts where V is below this share of its value where it first touches the region's end."""
     delta: float = 0.05
-    """A violation rate is safe up to this much above the reference's."""
+    """A run is safe if it violates, and leaves the region, at most this much more often than the reference."""
     seed: int = 0
     """Seed of the starts, the planner and the intervals."""
     plot: Path | None = None

@@ -22,7 +22,8 @@ from tdmpc_prune.analysis.lyapunov import (
     spectral_radius,
     violation_rate,
 )
-from tdmpc_prune.analysis.stability import Judge, policy_gain, sample_starts, simulate, stability
+from tdmpc_prune.analysis.stability import Judge, Verdict, policy_gain, sample_starts, simulate, stability
+from tdmpc_prune.analysis.statistics import Estimate
 from tdmpc_prune.commands.stability import StabilityConfig, run
 from tdmpc_prune.errors import UserError
 
@@ -312,7 +313,8 @@ def test_a_step_to_nothing_is_a_violation():
     ],
 )
 def test_safe_boundary(rates, boundary):
-    assert safe_boundary(rates, reference=0.1, delta=0.05) == boundary
+    excess = [(sparsity, round(rate - 0.1, 9)) for sparsity, rate in rates]
+    assert safe_boundary(excess, delta=0.05) == boundary
 
 
 # Stored runs
@@ -486,6 +488,15 @@ def test_command_shows_a_table_and_draws(runs, capsys, tmp_path, suffix):
     assert all(str(path) in out for path in runs)
     head = picture.read_bytes()[:8]
     assert head.startswith(b"\x89PNG" if suffix == ".png" else b"<?xml")
+
+
+@pytest.mark.parametrize(("left", "safe"), [(0.0, True), (0.05, True), (0.5, False)])
+def test_who_leaves_the_region_is_not_safe(runs, monkeypatch, left, safe):
+    """Not even where V seldom rises on the way out."""
+    verdicts = iter([Verdict(Estimate(0.3, 0.3, 0.3), 0.0, 0.1), Verdict(Estimate(0.1, 0.1, 0.1), left, 1.5)])
+    monkeypatch.setattr(Judge, "__call__", lambda *_: next(verdicts))
+    found = stability(runs[:2], **SETTINGS)
+    assert (found["boundary"] == found["runs"][1]["sparsity"]) is safe
 
 
 def test_command_says_when_there_is_no_boundary(runs, capsys):
