@@ -99,9 +99,10 @@ def test_no_criterion_passes_the_schedule(allocation, criterion):
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("final", [0.5, 0.9, 0.95])
-def test_every_target_is_met(allocation, final):
-    pruner = make_pruner(allocation=allocation, final=final)
+def test_every_target_is_met(allocation, criterion, final):
+    pruner = make_pruner(allocation=allocation, criterion=criterion, final=final)
     pruner.check_target()
     assert_on_schedule(pruner, run(pruner), final)
 
