@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -45,11 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments)
         check_simulators()
-        return next(run for kind, run in COMMANDS.values() if isinstance(config, kind))(config)
+        code = next(run for kind, run in COMMANDS.values() if isinstance(config, kind))(config)
+        sys.stdout.flush()
+        return code
     except (UserError, SimulatorError, SparsityError) as error:
         print(f"{PROG}: {error}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt):
+        return 1
+    except BrokenPipeError:  # who read our output has left, as `head` does; Python would flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

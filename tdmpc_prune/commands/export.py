@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,7 @@ import tyro
 
 from tdmpc_prune.commands.common import CommandConfig, Result, check_seed, show, show_table
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.places import check_parent
 
 CONTROLLERS = ("planner", "policy")
 
@@ -40,15 +42,18 @@ class ExportConfig(CommandConfig):
 def run(config: ExportConfig) -> int:
     """Exports the controllers of a run and shows what was found."""
     check_extra()
+    check_parent("--out", config.out)
     import torch
 
     from tdmpc_prune.checkpoint import load_agent
     from tdmpc_prune.device import set_threads
+
+    stored = load_agent(config.run, torch.device("cpu"))
+    # Only now: importing onnxruntime leaves a cache in the home folder.
     from tdmpc_prune.export.check import CheckError
     from tdmpc_prune.export.package import check_out, export
 
     check_out(config.out)
-    stored = load_agent(config.run, torch.device("cpu"))
     set_threads(config.threads)
     controllers = CONTROLLERS if config.controller == "both" else (config.controller,)
     try:
@@ -73,12 +78,8 @@ def check_extra() -> None:
     Raises:
         UserError: the extra `export` is not installed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("export needs the extra `export`: pip install 'tdmpc-prune[export]'") from error
+    if not all(find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        raise UserError("export needs the extra `export`: pip install 'tdmpc-prune[export]'")
 
 
 def _row(name: str, entry: Result) -> Result:

@@ -161,3 +161,23 @@ def test_evaluate_needs_nothing_but_a_checkpoint(finished, folder):
     assert result["task"] == "cartpole-swingup"
     assert result["env_step"] == 3000
     assert len(result["returns"]) == 1
+
+
+def test_a_reader_that_leaves_gets_no_traceback(tmp_path):
+    """As in `tdmpc-prune train cartpole-swingup --dry-run | head -0`."""
+    command = [
+        sys.executable,
+        "-m",
+        "tdmpc_prune",
+        "train",
+        "cartpole-swingup",
+        "--dry-run",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
