@@ -20,6 +20,9 @@ setup: .venv/ready ## install everything into .venv (the other verbs do it by th
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
+	@# W&B's own sweep schema and sampler, which tests compare ours with. It asks for numpy 1; what we use of
+	@# it works with numpy 2, so it comes without its dependencies.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps sweeps==0.3.0
 	@touch $@
 
 train: .venv/ready ## train a controller (default: cartpole-swingup); again: resume it
