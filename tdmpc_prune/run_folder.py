@@ -9,9 +9,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tdmpc_prune import __version__
 from tdmpc_prune.config import TrainConfig
@@ -31,6 +35,8 @@ FREE_ON_RESUME = (
     "dry_run",
 )
 PARTIAL = ".partial"
+LOCK = "lock"
+"""A file that is there while a run is at work, and after one that was killed."""
 
 
 class RunFolder:
@@ -51,8 +57,10 @@ class RunFolder:
         Raises:
             UserError: it holds something else, a run with other settings, or cannot be written to.
         """
-        # A run killed while it wrote its very first file leaves a partial one.
-        if self.path.is_dir() and any(not p.name.endswith(PARTIAL) for p in self.path.iterdir()):
+        # A run killed while it wrote its very first file leaves a partial one and its lock, no more.
+        if self.path.is_dir() and any(
+            p.name != LOCK and not p.name.endswith(PARTIAL) for p in self.path.iterdir()
+        ):
             self._check_same(config)
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another folder with --run-dir")
@@ -60,16 +68,50 @@ class RunFolder:
         if not os.access(nearest, os.W_OK):
             raise UserError(f"cannot write to {nearest}: choose another folder with --run-dir")
 
+    @contextmanager
+    def locked(self, config: TrainConfig) -> Iterator[None]:
+        """Creates the folder and keeps all other runs out; it goes again if nothing is written to it.
+
+        The operating system holds the lock, and gives it back whatever this process dies of.
+
+        Raises:
+            UserError: another run is at work in it, or it cannot be used.
+        """
+        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        lock = FileLock(self.path / LOCK)
+        with self._written():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise UserError(
+                    f"another run is at work in {self.path}: wait for its end, or choose another --run-dir"
+                ) from None
+        try:
+            self.check(config)  # another run may have come and gone since it was checked
+            yield
+        finally:
+            # While it is held: who has opened this file by now finds that it is gone, and makes a new one.
+            (self.path / LOCK).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                for path in created:
+                    path.rmdir()
+
     def create(self, config: TrainConfig) -> None:
-        """Creates the folder of a new run, with its settings.
+        """Writes the settings of a new run.
 
         Raises:
             UserError: it cannot be written to.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not self.config.exists():
+        if not self.config.exists():
+            with self._written():
                 write_json(self.config, {"config": to_json(config), **provenance()})
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.path} ({error.strerror}): choose another folder with --run-dir"

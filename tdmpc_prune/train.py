@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tdmpc_prune.autoencoder_training import AutoencoderTraining
 from tdmpc_prune.config import AnyTrainConfig, AutoencoderTrainConfig
 from tdmpc_prune.device import choose_device, set_threads
@@ -29,6 +31,13 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
     folder.check(config)
     if (summary := folder.finished_summary(config)) is not None:
         return summary
+    with folder.locked(config):
+        return _train(config, folder, device)
+
+
+def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> dict[str, Any]:
+    """What `train` does in a folder that no other run writes to."""
+    summary = None
     kind: type[Run] = AutoencoderTraining if isinstance(config, AutoencoderTrainConfig) else Training
     run = kind(config, folder, device)
     folder.create(config)

@@ -110,8 +110,10 @@ def assert_same_run(folder: Path, other: Path) -> None:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """All files under a folder, when they were written, and what they hold."""
+    """All that is under a folder; of files, when they were written, and what they hold."""
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        if path.is_file()
+        else (0, b"")
         for path in sorted(folder.rglob("*"))
     }
