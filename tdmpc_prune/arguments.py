@@ -66,6 +66,8 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
     for verb, settings in verbs.items():
         if verb != "train":
             commands |= Annotated[settings, tyro.conf.subcommand(verb)]
+    if len(verbs) == 1 and words[0] in verbs:  # tyro makes no verb of a single command
+        words = words[1:]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
