@@ -10,13 +10,14 @@ from typing import Any
 from envs import SimulatorError, check_simulators
 from tdmpc_prune import arguments as command_line
 from tdmpc_prune.arguments import PROG
-from tdmpc_prune.commands import evaluate, export, report, stability, train, validate
+from tdmpc_prune.commands import evaluate, export, report, stability, sweep, train, validate
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (TrainConfig, train.run),
+    "sweep": (sweep.SweepConfig, sweep.run),
     "evaluate": (evaluate.EvaluateConfig, evaluate.run),
     "validate": (validate.ValidateConfig, validate.run),
     "stability": (stability.StabilityConfig, stability.run),

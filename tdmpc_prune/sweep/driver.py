@@ -1,0 +1,246 @@
+"""A sweep under way: which trials are still to be made, and what became of the others. Knows no engine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.sweep.definition import Definition
+from tdmpc_prune.sweep.folder import SweepFolder, Trial
+from tdmpc_prune.sweep.search import Random, Search, search
+from tdmpc_prune.sweep.trial import Plan, Resources, command_line, plan
+
+CHECKED = 200
+"""Trials whose settings are checked before the first one starts."""
+FIRST_METRIC = "eval/return"
+"""What is shown of trials whose sweep names no metric."""
+
+
+class Sweep:
+    """Hands out trials, notes what they came to, and shows how far all of it is."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        folder: SweepFolder,
+        *,
+        seed: int,
+        count: int | None,
+        resources: Resources,
+    ) -> None:
+        """Nothing is begun yet.
+
+        Raises:
+            UserError: the file asks for no number of trials, or its trials cannot be trained.
+        """
+        self.definition, self.folder, self.resources = definition, folder, resources
+        self.search: Search = search(definition, seed)
+        limits = [n for n in (self.search.size, count or definition.run_cap) if n is not None]
+        if not limits:
+            raise UserError(
+                f"{definition.path}: method {definition.method} never ends by itself: "
+                "choose --count N, or run_cap: N in the file"
+            )
+        self.total = min(limits)
+        self.metric = definition.metric.name if definition.metric else FIRST_METRIC
+        self.interrupted = False
+        self.first_decision = self._check(seed)
+        self._fractions: dict[int, float] = {}
+
+    def _check(self, seed: int) -> int:
+        """Checks the settings of many trials, spread over all; returns the grace that suffices for them."""
+        # What a Bayesian search will try is not known yet; it draws from the same distributions.
+        source = Random(self.definition, seed) if self.definition.method == "bayes" else self.search
+        every = max(1, self.total // CHECKED)
+        numbers = range(1, self.total + 1, every)
+        plans = [plan(self.definition, source.propose(n).values, self.resources) for n in numbers]
+        hyperband = self.definition.hyperband
+        if hyperband is None:
+            return 1
+        grace = max(hyperband.first, *(one.grace for one in plans))
+        if grace >= max(one.evaluations for one in plans):
+            raise UserError(
+                f"{self.definition.path}: early_terminate could stop no trial: removals and the recovery from "
+                f"them last {grace} evaluations, which is to the end; choose a smaller prune.end or eval_every, "
+                "or leave it out"
+            )
+        return grace
+
+    # Trials
+
+    def planned(self) -> list[dict[str, Any]]:
+        """The trials that a grid or a random search will make, the first ones of a Bayesian search."""
+        numbers = range(1, min(self.total, CHECKED) + 1)
+        proposals = {n: self.search.propose(n).values for n in numbers}
+        return [
+            {"trial": n, **{name: values[name] for name in self.definition.varied}}
+            for n, values in proposals.items()
+        ]
+
+    def begin(self) -> None:
+        """Takes up what earlier sittings left."""
+        for number, trial in sorted(self.folder.trials.items()):
+            self.search.resume(number, trial.proposal)
+            if trial.status in ("finished", "stopped"):
+                self.search.tell(number, trial.value)
+        self._again = [t for t in self.folder.trials.values() if t.status in ("open", "failed")]
+        self._next = max(self.folder.trials, default=0) + 1
+        self.bar = tqdm(
+            total=self.total,
+            unit="trial",
+            disable=None,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n:.1f}/{total} trials [{elapsed}<{remaining}]{postfix}",
+        )
+        self._show()
+        if done := len(self._done()):
+            self.say(f"{done} of {self.total} trials are done; the others go on")
+
+    def next_trial(self) -> Trial | None:
+        """The next trial to train, or None if there is none any more. One that cannot be trained fails here."""
+        while True:
+            if self._again:
+                trial = self._again.pop(0)
+            elif self._next <= self.total:
+                trial = self.folder.propose(self._next, self.search.propose(self._next))
+                self._next += 1
+            else:
+                return None
+            try:
+                self.plan(trial)
+            except UserError as error:
+                self.failed(trial.number, str(error))
+                continue
+            return trial
+
+    def plan(self, trial: Trial) -> Plan:
+        """How a trial is trained."""
+        return plan(self.definition, trial.proposal.values, self.resources)
+
+    def spec(self, trial: Trial) -> dict[str, Any]:
+        """All that a machine must know to train a trial, as JSON values."""
+        planned = self.plan(trial)
+        run = self.folder.run(trial).absolute()
+        return {
+            "trial": trial.number,
+            "line": command_line(self.definition, planned, run, self.resources),
+            "sweep": str(self.folder.path.absolute()),
+            "run": str(run),
+            "log": str(self.folder.log(trial).absolute()),
+            "metric": self.metric,
+            "steps": planned.config.steps,
+            "grace": max(self.first_decision, planned.grace),
+            "threads": planned.config.threads or self.resources.threads,
+        }
+
+    # What became of them
+
+    def progress(self, number: int, share: float) -> None:
+        """A trial has made this share of its steps."""
+        self._fractions[number] = min(share, 1.0)
+        self._show()
+
+    def finished(self, number: int, values: Sequence[float]) -> None:
+        """A trial made all its steps."""
+        if not values and self.definition.metric is not None:
+            self.failed(number, f"it ended without {self.metric}")
+            return
+        self._end(number, "finished", values)
+
+    def stopped(self, number: int, values: Sequence[float]) -> None:
+        """A trial was stopped early."""
+        self._end(number, "stopped", values)
+
+    def failed(self, number: int, reason: str) -> None:
+        """A trial failed for good."""
+        self.folder.end(number, "failed", error=reason)
+        self.search.tell(number, None)
+        self._fractions.pop(number, None)
+        self.say(f"trial {number} failed: {reason}")
+        self._show()
+
+    def retried(self, number: int, reason: str) -> None:
+        """A trial failed and is tried again."""
+        self.say(f"trial {number} failed and is tried again: {reason}")
+
+    def _end(self, number: int, status: Any, values: Sequence[float]) -> None:
+        value = values[-1] if values else None
+        history = values if self.definition.hyperband else ()
+        trial = self.folder.end(number, status, value=value, history=history)
+        self.search.tell(number, value)
+        self._fractions.pop(number, None)
+        came = "" if value is None else f"   {self.metric} {value:.4g}"
+        self.say(f"trial {number:>4} {status}{came}   {self._words(trial)}")
+        self._show()
+
+    # Showing
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a trial, best first: what was varied, and what came of it."""
+        rows = []
+        for trial in self.folder.trials.values():
+            path = self.folder.run(trial) / "summary.json"
+            summary: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+            rows.append(
+                {
+                    "trial": trial.number,
+                    **{name: trial.proposal.values.get(name) for name in self.definition.varied},
+                    "status": trial.status,
+                    self.metric: trial.value,
+                    **{key: summary.get(key) for key in ("sparsity", "parameters", "minutes")},
+                    "error": trial.error,
+                }
+            )
+        sign = self.definition.metric.sign if self.definition.metric else 1
+        worst = float("-inf")
+
+        def rank(row: Mapping[str, Any]) -> tuple[float, int]:
+            value = row[self.metric]
+            return (worst if value is None else sign * value, -row["trial"])
+
+        return sorted(rows, key=rank, reverse=True)
+
+    def complete(self) -> bool:
+        """Whether every trial has ended, well or not."""
+        return len(self.folder.trials) >= self.total and all(
+            trial.status != "open" for trial in self.folder.trials.values()
+        )
+
+    def failures(self) -> list[Trial]:
+        """Trials that failed for good."""
+        return [trial for trial in self.folder.trials.values() if trial.status == "failed"]
+
+    def say(self, line: str) -> None:
+        """Prints a line above the progress bar, on standard error."""
+        tqdm.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self.bar.close()
+
+    def _done(self) -> list[Trial]:
+        return [t for t in self.folder.trials.values() if t.status in ("finished", "stopped")]
+
+    def _show(self) -> None:
+        ended = sum(trial.status != "open" for trial in self.folder.trials.values())
+        self.bar.n = min(ended + sum(self._fractions.values()), self.total)
+        self.bar.refresh()
+
+    def _words(self, trial: Trial) -> str:
+        values = trial.proposal.values
+        return ", ".join(f"{name} {_short(values[name])}" for name in self.definition.varied)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def of_earlier_sittings(trials: Iterable[Trial]) -> list[tuple[Trial, int, float]]:
+    """Every value that ended trials reported, with its number from 1, in the order of the trials."""
+    ended = [trial for trial in trials if trial.status in ("finished", "stopped")]
+    return [(trial, n, value) for trial in ended for n, value in enumerate(trial.history, 1)]
