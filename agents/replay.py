@@ -169,6 +169,11 @@ class ReplayBuffer:
                     f"stored replay column {name!r} has shape {tuple(state[name].shape)}, "
                     f"expected ({size}, {', '.join(map(str, column.shape[1:]))})"
                 )
+            if not state[name].isfinite().all():
+                raise ValueError(f"stored replay column {name!r} holds numbers that are not finite")
+        priority = state["priority"]
+        if (priority < 0).any() or priority[max(size - self.horizon, 0) :].any():
+            raise ValueError("stored replay has priorities below 0, or where no sequence can start")
         for name in COLUMNS:
             self.storage[name][:size] = state[name].to(self.device)
         self.cursor = cursor

@@ -6,7 +6,6 @@ one that can be seen can be read. The one before the newest is kept.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +24,11 @@ from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.world_model import WorldModel, architecture
 from envs import resolve_task
+from tdmpc_prune.checked import check_finite, check_shape, check_state, shapes
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.pruning.groups import Prunable
+from tdmpc_prune.reading import printable, read_json
 from tdmpc_prune.run_folder import write_json
 
 Networks = Mapping[str, nn.Module]
@@ -117,7 +118,10 @@ def find(path: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    checkpoint = path if (path / STATE).is_file() else latest(path / "checkpoints")
+    try:
+        checkpoint = path if (path / STATE).is_file() else latest(path / "checkpoints")
+    except OSError as error:  # no leave to look, or a name too long
+        raise UserError(f"{path} cannot be read ({error.strerror}): give another run folder") from error
     if checkpoint is None:
         raise UserError(f"{path} is no run folder with a checkpoint: give the folder that `train` wrote")
     return checkpoint
@@ -203,37 +207,43 @@ def readable(checkpoint: Path) -> Iterator[None]:
     except (
         OSError,
         ValueError,
-        KeyError,
+        LookupError,
         TypeError,
         AttributeError,
+        ArithmeticError,
         RuntimeError,
         SafetensorError,
     ) as error:
-        reason = " ".join(str(error).split())
+        reason = printable(" ".join(str(error).split()))
         raise UserError(f"{checkpoint} cannot be loaded ({reason[:200]})") from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    """The JSON part of a checkpoint; whoever builds what it describes builds what the file of weights holds.
 
     Raises:
-        ValueError: it was written by a version with another format.
+        ValueError: it was written by a version with another format, or by no run at all.
     """
-    state = json.loads((checkpoint / STATE).read_text())
-    if state.get("schema") != SCHEMA:
-        raise ValueError(f"its format is {state.get('schema')}, this version reads {SCHEMA}")
+    state = read_json(checkpoint / STATE)
+    if (schema := state.get("schema")) != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        remedy = "install the version that wrote it" if newer else "no version wrote that"
+        raise ValueError(f"its format is {schema!r}, this version reads {SCHEMA}: {remedy}")
+    check_state(state, checkpoint / MODEL)
     return state
 
 
 def load_networks(checkpoint: Path, networks: Networks) -> None:
-    """Loads networks, which have the stored widths already, by their names."""
+    """Loads networks, which have the stored widths already, by their names; raises ValueError if one diverged."""
     tensors = load_file(checkpoint / MODEL)
+    check_finite(tensors)
     for name, network in networks.items():
         network.load_state_dict(select(name, tensors))
 
 
 def load_training(checkpoint: Path) -> dict[str, Tensor]:
     """Every tensor that `save` got as `training`."""
+    shapes(checkpoint / TRAINING)
     return load_file(checkpoint / TRAINING)
 
 
@@ -248,12 +258,24 @@ def optimizer_tensors(agent: Prunable) -> dict[str, Tensor]:
 
 
 def load_optimizers(agent: Prunable, tensors: Mapping[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`."""
+    """The reverse of `optimizer_tensors`.
+
+    Raises:
+        ValueError: they are not those of this agent's parameters; a fused optimiser would read past their ends.
+    """
+    check_finite(tensors)
     for n, optimizer in enumerate(agent.optimizers()):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in select(str(n), tensors).items():
             index, _, field = key.partition(".")
             moments.setdefault(int(index), {})[field] = value
+        for i, stored in moments.items():
+            sizes = {"step": (), **dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[i].shape)}
+            if stored.keys() != sizes.keys():
+                raise ValueError(f"optimizer {n} has {', '.join(sorted(stored))} of parameter {i}")
+            for field, size in sizes.items():
+                check_shape(f"optimizer.{n}.{i}.{field}", stored[field], *size)
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -269,7 +291,8 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.name.isdigit() and (p / STATE).is_file())
+    numbered = (p for p in folder.glob("[0-9]*") if p.name.isascii() and p.name.isdigit())
+    return sorted(p for p in numbered if (p / STATE).is_file())
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -60,15 +60,25 @@ class Collector:
         """Brings the simulator back to where it was.
 
         Raises:
+            ValueError: what is stored is no part of an episode of this environment.
             RuntimeError: the simulator does not repeat the stored episode (another version of it?).
         """
-        self.episode = int(state["episode"])
+        steps = len(state["actions"])
+        if len(state["rewards"]) != steps or len(state["observations"]) != steps + (steps > 0):
+            raise ValueError(f"the stored episode has {steps} actions, and other numbers of the rest")
+        if (episode := int(state["episode"])) < 0:
+            raise ValueError(f"the stored episode has the number {episode}")
+        self.episode = episode
         self.observations, self.actions, self.rewards = [], [], []
         if not len(state["actions"]):
             return
         self._reset()
+        ended = False
         for action in state["actions"].numpy():
-            obs, reward, *_ = self.env.step(action)
+            if ended or action not in self.env.action_space:
+                raise ValueError(f"the stored episode has the action {action.tolist()}, which none can have")
+            obs, reward, terminated, truncated, _ = self.env.step(action)
+            ended = terminated or truncated
             self.observations.append(obs)
             self.actions.append(action)
             self.rewards.append(float(reward))

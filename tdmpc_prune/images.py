@@ -16,6 +16,7 @@ from tdmpc_prune.errors import UserError
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
+MOST_BYTES = 1 << 30
 IDX_IMAGES = 0x00000803
 """First four bytes of an idx file of unsigned bytes in three dimensions."""
 
@@ -83,11 +84,13 @@ def _find(folder: Path, start: str) -> Path | None:
 def _read_idx(path: Path) -> Tensor:
     """Images [N, P] of an idx file: four big-endian numbers (kind, images, rows, columns), then the pixels."""
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        # A few kilobytes can be gzipped zeros without end: no more than all of MNIST, many times over.
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}): download it again") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path} holds more than {MOST_BYTES:,} bytes: give MNIST's own files")
     header = np.frombuffer(content[:16], ">u4").tolist() if len(content) >= 16 else [0]
     if header[0] != IDX_IMAGES:
         raise UserError(f"{path} is no idx file of images: give a folder with MNIST's own files")

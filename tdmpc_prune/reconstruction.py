@@ -14,6 +14,7 @@ from torch import Tensor
 from agents.autoencoder import Autoencoder
 from agents.autoencoder_config import AutoencoderConfig
 from tdmpc_prune import checkpoint
+from tdmpc_prune.errors import UserError
 from tdmpc_prune.images import load_images
 
 SMALLEST_ERROR = 1e-12
@@ -55,6 +56,10 @@ def evaluate_autoencoder(run: Path, device: torch.device) -> dict[str, Any]:
         result = {"run": str(run), "task": state["task"], "data": state["data"]}
         result |= {"env_step": state["progress"]["env_step"]}
     test = load_images(result["data"]).test.to(device)
+    if test.shape[1] != agent.input_dim:
+        raise UserError(
+            f"{run} learned images of {agent.input_dim} pixels, {result['data']} has {test.shape[1]}"
+        )
     found = reconstruct(agent, test)
     return result | {
         "images": len(test),

@@ -11,14 +11,17 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tdmpc_prune import checkpoint
+from tdmpc_prune.checked import check_shape
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.pruning.groups import Prunable
 from tdmpc_prune.pruning.pruner import Event, Pruner
+from tdmpc_prune.reading import read_rows
 from tdmpc_prune.run_folder import RunFolder
 
 Check = Callable[[], None]
@@ -348,23 +351,26 @@ class Run(ABC):
             checkpoint.load_optimizers(self.agent, checkpoint.select("optimizer", tensors))
             self.agent.updates = state["updates"]
             self._load_learned(tensors)
-            progress = type(self.progress)(**state["progress"])
-        if not self.resumed:
-            # Its schedules go on, this run's own counters begin.
-            self.progress.agent_step = progress.agent_step
-            self._begin_after(tensors)
-            return
-        with checkpoint.readable(path):
+            progress = TypeAdapter(type(self.progress)).validate_python(state["progress"])
+            if not self.resumed:
+                # Its schedules go on, this run's own counters begin.
+                self.progress.agent_step = progress.agent_step
+                self._begin_after(tensors)
+                return
             self.progress = progress
             self.losses = checkpoint.select("losses", tensors)
+            for name, total in self.losses.items():
+                check_shape(f"losses.{name}", total)
             if self.pruner:
                 self.pruner.load(state["pruner"], checkpoint.select("pruner", tensors))
             self.event_row = state["event_row"]
             self.metrics_bytes = state["metrics_bytes"]
+            self._load_own(tensors)
         metrics = self.folder.metrics
         if not metrics.is_file() or metrics.stat().st_size < self.metrics_bytes:
             raise UserError(f"{metrics} lacks lines that belong to {path}: choose another --run-dir")
-        self._load_own(tensors)
+        with checkpoint.readable(metrics):  # the summary reads them, hours from now
+            read_rows(metrics, self.metrics_bytes)
 
     @abstractmethod
     def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:

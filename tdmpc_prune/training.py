@@ -15,6 +15,7 @@ from agents.tdmpc.world_model import architecture
 from envs import TASKS, make_env
 from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis.dip import dip
+from tdmpc_prune.checked import check_shape
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
 from tdmpc_prune.errors import UserError
@@ -211,7 +212,8 @@ class Training(Run):
 
     def _load_own(self, tensors: Mapping[str, Tensor]) -> None:
         self.collector.load_state_dict(checkpoint.select("collector", tensors))
-        mean = tensors.get("planner_mean")
+        if (mean := tensors.get("planner_mean")) is not None:
+            check_shape("planner_mean", mean, 1, None, self.agent.action_dim)
         self.planner.mean = None if mean is None else mean.to(self.agent.device)
 
     def close(self) -> None:

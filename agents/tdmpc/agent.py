@@ -69,13 +69,13 @@ class TDMPC:
         """Everything the model loss trains: all components but the policy."""
         return [p for name, c in self.components().items() if name != "policy" for p in c.parameters()]
 
-    def make_replay(self, seed: int) -> ReplayBuffer:
-        """A replay buffer of this agent's shapes."""
+    def make_replay(self, seed: int, capacity: int | None = None) -> ReplayBuffer:
+        """A replay buffer of this agent's shapes, with room for what its settings say or for `capacity` rows."""
         replay = self.config.replay
         return ReplayBuffer(
             obs_dim=self.obs_dim,
             action_dim=self.action_dim,
-            capacity=replay.capacity,
+            capacity=replay.capacity if capacity is None else capacity,
             horizon=self.config.horizon,
             alpha=replay.alpha,
             beta=replay.beta,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.config import ImportanceConfig
 from tdmpc_prune.pruning.groups import Group, find_groups
 from tdmpc_prune.pruning.importance import CRITERIA, ImportanceTracker
+from tdmpc_prune.reading import read_json
 from tdmpc_prune.run import seeds
 from tdmpc_prune.run_folder import RunFolder
 
@@ -157,10 +157,11 @@ def load_moment(path: Path, device: torch.device, scores: Source, *, seed: int) 
             no stored scores.
     """
     stored = checkpoint.load_agent(path, device)
-    replay, groups = stored.agent.make_replay(seed), find_groups(stored.agent)
+    groups = find_groups(stored.agent)
     tracker: ImportanceTracker | None = None
     with checkpoint.readable(path):
         state, tensors = checkpoint.read_state(path), checkpoint.load_training(path)
+        replay = stored.agent.make_replay(seed, capacity=len(tensors["replay.priority"]))
         replay.load_state_dict(checkpoint.select("replay", tensors))
         if state["pruner"] and scores != "replay":
             tracker = ImportanceTracker(groups, _importance_config(path))
@@ -181,7 +182,7 @@ def _importance_config(path: Path) -> ImportanceConfig:
     file = RunFolder(path.resolve().parent.parent).config
     if not file.is_file():
         return ImportanceConfig()
-    stored = json.loads(file.read_text())["config"]["prune"]["importance"]
+    stored = read_json(file)["config"]["prune"]["importance"]
     return TypeAdapter(ImportanceConfig).validate_python(stored)
 
 

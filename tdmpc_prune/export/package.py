@@ -22,6 +22,7 @@ from tdmpc_prune.export.graphs import PlannerGraph, PolicyGraph, to_onnx
 from tdmpc_prune.export.runtime import stepper
 from tdmpc_prune.latency import measure
 from tdmpc_prune.places import check_parent
+from tdmpc_prune.reading import read_json
 from tdmpc_prune.run_folder import PARTIAL
 
 STAGES = 3
@@ -104,7 +105,7 @@ def _is_export(out: Path) -> bool:
     """Whether a folder holds an earlier export and nothing else."""
     known = {CONTRACT, EXAMPLE, *FILES.values()}
     try:
-        contract = json.loads((out / CONTRACT).read_text())
+        contract = read_json(out / CONTRACT)
         return {p.name for p in out.iterdir()} <= known and {"schema", "how_to", "files"} <= contract.keys()
     except (OSError, ValueError, AttributeError):
         return False

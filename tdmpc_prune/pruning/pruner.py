@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc_prune.pruning.allocation import Curve, allocate, check_target
-from tdmpc_prune.pruning.config import PruneConfig
+from tdmpc_prune.pruning.config import PruneConfig, require
 from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
 from tdmpc_prune.pruning.importance import ImportanceTracker
 from tdmpc_prune.pruning.schedule import Schedule
@@ -266,13 +266,22 @@ class Pruner:
         }
 
     def load(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from `record` and `state_dict`; the agent has its widths of then already."""
+        """Goes on from `record` and `state_dict`; the agent has its widths of then already.
+
+        Raises:
+            ValueError: they are not those of this agent.
+        """
+        for name, first in ((name, record["initial_widths"].get(name, 0)) for name in self.widths):
+            require(
+                self.widths[name] <= first, f"group {name} had {first} units, and has {self.widths[name]} now"
+            )
         self.events, self.calibrations = record["events"], record["calibrations"]
         self.initial_widths = dict(record["initial_widths"])
         self.curves = record["curves"] and {
             name: Curve(curve["width"], tuple(curve["shares"]), tuple(curve["drops"]), curve["full"])
             for name, curve in record["curves"].items()
         }
+        require(not self.curves or self.curves.keys() >= self.widths.keys(), "a group has no curve")
         self.tracker.load_state_dict(dict(tensors))
 
 
