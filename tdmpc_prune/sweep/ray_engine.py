@@ -17,10 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# Read when Ray is imported. No statistics of its use are sent; a worker without GPUs sees none; Tune prints nothing,
-# neither logs nor stores anything that we would read, and does not insist on the metric in every result.
+# Read when Ray is imported. No statistics of its use are sent; a worker that dies does not kill its training, which
+# saves itself; a worker without GPUs sees none; Tune prints nothing, neither logs nor stores anything that we would
+# read, and does not insist on the metric in every result.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_kill_child_processes_on_worker_exit": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -206,6 +208,7 @@ def run(sweep: Sweep, *, address: str | None, retries: int) -> None:
                     verbose=0,
                 )
                 if sweep.interrupted:
+                    sweep.say("interrupted, and all trials saved; the same command goes on from there")
                     raise Interrupted
         finally:
             shutil.rmtree(state, ignore_errors=True)

@@ -124,6 +124,7 @@ class TrialProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
+                start_new_session=True,  # Ray kills its workers by their group, and this one is to save itself
                 env=os.environ | dict.fromkeys(variables, str(threads)),
             )
 
