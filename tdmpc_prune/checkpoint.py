@@ -102,7 +102,8 @@ def save(
     _sync(folder)
     for old in existing[: len(existing) + 1 - KEPT]:
         if not (old / KEEP).exists():
-            shutil.rmtree(old, ignore_errors=True)
+            old.rename(partial)  # it goes as it came: at once, to whoever looks
+            shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

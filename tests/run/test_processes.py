@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from small_runs import CARTPOLE, PENDULUM, assert_same_run, checkpoints, rows, train_small
 
@@ -54,24 +53,6 @@ def python(code: str, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def test_killed_at_random_moments(undisturbed, folder, no_plot):
-    rng = np.random.default_rng(0)
-    codes = []
-    for _ in range(3):
-        metrics = folder / "metrics.jsonl"
-        last = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        process = start(folder)
-        wait_for_lines(process, folder, 0, since=last)
-        time.sleep(rng.uniform(0, 1))
-        process.kill()
-        process.communicate(timeout=30)
-        codes.append(process.returncode)
-    assert codes[0] == -signal.SIGKILL
-    assert set(codes) <= {-signal.SIGKILL, 0}  # a quick machine may finish
-    train_small(CARTPOLE, folder)
-    assert_same_run(folder, undisturbed["cartpole"].path)
 
 
 @pytest.mark.parametrize(("number", "line"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
