@@ -14,6 +14,7 @@ from tdmpc_prune.commands import evaluate, export, report, stability, sweep, tra
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
+from tdmpc_prune.reading import printable
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "train": (TrainConfig, train.run),
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except (UserError, SimulatorError, SparsityError) as error:
-        print(f"{PROG}: {error}", file=sys.stderr)
+        print(f"{PROG}: {printable(str(error))}", file=sys.stderr)
         return 2
     except (Interrupted, KeyboardInterrupt):
         return 1

@@ -23,11 +23,11 @@ def check_file(option: str, path: Path) -> None:
     Raises:
         UserError: one line that names the option.
     """
+    check_parent(option, path)
     if path.is_dir():
         raise UserError(f"{option} {path}: that is a folder, choose another name")
     if path.exists() and not os.access(path, os.W_OK):
         raise UserError(f"{option} {path}: cannot write to that file, choose another name")
-    check_parent(option, path)
 
 
 def check_parent(option: str, path: Path) -> None:
@@ -41,7 +41,10 @@ def check_parent(option: str, path: Path) -> None:
 
 def _check(asked: str, folder: Path) -> None:
     place = folder.absolute()
-    nearest = next(path for path in (place, *place.parents) if path.exists())
+    try:
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+    except OSError as error:  # no leave to look, or a name too long
+        raise UserError(f"{asked}: cannot write there ({error.strerror}); choose another place") from error
     if not nearest.is_dir():
         raise UserError(f"{asked}: cannot write there, {nearest} is a file; choose another place")
     if not os.access(nearest, os.W_OK):

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from tdmpc_prune import __version__
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.reading import read_json
 
 # What may differ between a run and the command that resumes it: where and how long, never what is learned.
 # The number of steps is free only where no schedule of removals hangs on it.
@@ -57,10 +58,22 @@ class RunFolder:
         Raises:
             UserError: it holds something else, a run with other settings, or cannot be written to.
         """
+        try:
+            self._check(config)
+        except OSError as error:  # no leave to look, or a name too long
+            raise UserError(
+                f"{self.path} cannot be read ({error.strerror}): choose another --run-dir"
+            ) from error
+
+    def _check(self, config: TrainConfig) -> None:
+        content = list(self.path.iterdir()) if self.path.is_dir() else []
+        if links := [path.name for path in content if path.is_symlink()]:
+            raise UserError(
+                f"{self.path} holds a link ({links[0]}) by which a run would write elsewhere: put what it points "
+                "to in its place, or choose another --run-dir"
+            )
         # A run killed while it wrote its very first file leaves a partial one and its lock, no more.
-        if self.path.is_dir() and any(
-            p.name != LOCK and not p.name.endswith(PARTIAL) for p in self.path.iterdir()
-        ):
+        if any(path.name != LOCK and not path.name.endswith(PARTIAL) for path in content):
             self._check_same(config)
         elif self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file: choose another folder with --run-dir")
@@ -121,8 +134,11 @@ class RunFolder:
         """The summary of this run, if it has made all its steps."""
         if not self.summary.is_file():
             return None
-        summary = json.loads(self.summary.read_text())
-        return summary if summary["env_step"] >= config.steps else None
+        try:
+            summary = read_json(self.summary)
+            return summary if summary["env_step"] >= config.steps else None
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{self.summary} cannot be read ({error}): choose another --run-dir") from error
 
     def _check_same(self, config: TrainConfig) -> None:
         if not self.config.is_file():
@@ -131,13 +147,13 @@ class RunFolder:
                 "choose another folder with --run-dir"
             )
         try:
-            stored = flatten(json.loads(self.config.read_text())["config"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            stored = flatten(read_json(self.config)["config"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
         wanted = flatten(to_json(config))
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
-            f"{key} (stored {stored.get(key)!r}, now {wanted.get(key)!r})"
+            f"{key[:80]} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"
             for key in dict.fromkeys([*wanted, *stored])
             if key.split(".")[0] not in free and stored.get(key) != wanted.get(key)
         ]

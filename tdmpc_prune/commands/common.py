@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmpc_prune.config import Device
+from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
     import torch
@@ -73,16 +74,18 @@ def show(result: Result, *, as_json: bool) -> None:
         print_json(result)
         return
     shown = {k: v for k, v in result.items() if v is not None and not isinstance(v, list | dict)}
-    width = max(len(k) for k in shown)
+    width = max((len(k) for k in shown), default=0)
     for key, value in shown.items():
-        print(f"{key.replace('_', ' '):<{width}}  {value if key == 'seed' else formatted(value)}")
+        print(f"{printable(key.replace('_', ' ')):<{width}}  {value if key == 'seed' else formatted(value)}")
 
 
 def show_table(rows: Sequence[Result]) -> None:
     """Prints rows, which have the same keys, as a table with aligned columns; None is left blank."""
     from tabulate import tabulate
 
-    text = [{key.replace("_", " "): formatted(value) for key, value in row.items()} for row in rows]
+    text = [
+        {printable(key.replace("_", " ")): formatted(value) for key, value in row.items()} for row in rows
+    ]
     numbers = [all(isinstance(row[key], int | float | None) for row in rows) for key in rows[0]]
     align = ["right" if number else "left" for number in numbers]
     print(tabulate(text, headers="keys", tablefmt="simple", disable_numparse=True, colalign=align))
@@ -108,4 +111,4 @@ def formatted(value: Any) -> str:
             return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.4g}"
         case int():
             return f"{value:,}"
-    return str(value)
+    return printable(str(value))

@@ -10,6 +10,7 @@ import tyro
 
 from tdmpc_prune.commands.common import CommandConfig, print_json
 from tdmpc_prune.config import Device
+from tdmpc_prune.reading import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,5 +46,5 @@ def run(config: ReportConfig) -> int:
     if config.json:
         print_json(report)
     else:
-        print(report["page"])
+        print(printable(report["page"]))
     return 0

@@ -13,6 +13,7 @@ import tyro
 from tdmpc_prune.commands.common import CommandConfig, check_seed, show, show_table
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_folder
+from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
     from tdmpc_prune.analysis.validity import Found
@@ -141,7 +142,7 @@ def _write(found: Sequence[Found], folder: Path) -> None:
 
 def _show_tables(result: Mapping[str, Any]) -> None:
     """A table per moment and kind of damage: criteria over components."""
-    print(f"{result['task']}: {result['run']}")
+    print(printable(f"{result['task']}: {result['run']}"))
     for moment in result["moments"]:
         for kind, by_criterion in moment["damage"].items():
             what = (

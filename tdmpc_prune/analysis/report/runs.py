@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +10,20 @@ from typing import Any
 
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.reading import LARGEST_COUNT, printable, read_json, read_rows
 from tdmpc_prune.run_folder import RunFolder, flatten
+
+WORDS = ("task", "preset", "prune.criterion", "prune.allocation", "prune.schedule")
+"""Settings that are words."""
+NUMBERS: Mapping[str, tuple[type, float, float]] = {
+    "seed": (int, 0, 2**31 - 1),
+    "steps": (int, 1, LARGEST_COUNT),
+    "action_repeat": (int, 1, 1000),
+    "prune.sparsity": (float, 0, 1),
+}
+"""Settings that are numbers: of what kind, from what to what."""
+LARGEST = 1e100
+"""A larger number, like one that is not finite, says that something broke down, and its square is none."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ def read_runs(paths: Iterable[Path]) -> list[ReportRun]:
     folders = list({folder.resolve(): folder for path in paths for folder in _find(path)}.values())
     names = [folder.resolve().name for folder in folders]
     return [
-        _read(folder, name if names.count(name) == 1 else str(folder))
+        _read(folder, printable(name if names.count(name) == 1 else str(folder)))
         for folder, name in zip(folders, names, strict=True)
     ]
 
@@ -134,40 +145,48 @@ def _is_run(path: Path) -> bool:
 def _read(path: Path, name: str) -> ReportRun:
     folder = RunFolder(path)
     try:
-        about = json.loads(folder.config.read_text())
-        settings = flatten(about.pop("config"))
+        about = read_json(folder.config)
+        settings = {printable(key): _plain(value) for key, value in flatten(about.pop("config")).items()}
+        about = {key: printable(value) for key, value in about.items() if isinstance(value, str)}
         run = ReportRun(path, name, settings, about, _rows(folder.metrics), _summary(folder.summary))
         _check(run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()))[:200]
         raise UserError(f"{path} cannot be read as a run ({reason}): leave it out") from error
     return run
 
 
 def _check(run: ReportRun) -> None:
-    """Refuses settings that a report cannot do without; raises ValueError, TypeError or the like."""
-    pruning = [] if run.dense else ["prune.allocation", "prune.sparsity"]
+    """Refuses settings that a report cannot do without, or that no run has; raises ValueError or TypeError."""
+    pruning = [] if run.dense else ["prune.criterion", "prune.allocation", "prune.sparsity"]
     lacking = [key for key in ("task", "seed", "steps", *pruning) if key not in run.settings]
     if lacking:
         raise ValueError(f"its settings have no {lacking[0]}")
-    _ = run.seed, run.finished, float(run.settings.get("prune.sparsity", 0))
+    for key, value in run.settings.items():
+        if key == "action_repeat" and value is None:  # the task's usual one
+            continue
+        if (key in WORDS and not isinstance(value, str)) or (
+            key in NUMBERS and not _in(value, *NUMBERS[key])
+        ):
+            raise ValueError(f"its setting {key} is {str(value)[:50]!r}")
+
+
+def _in(value: Any, kind: type, low: float, high: float) -> bool:
+    return type(value) in (int, kind) and low <= value <= high
+
+
+def _plain(value: Any) -> Any:
+    """A setting as words and numbers, without what a terminal or a page could take for more."""
+    return value if isinstance(value, bool | int | float | None) else printable(str(value))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; its last line may be half written, by a run that goes on or that was killed."""
-    lines = path.read_bytes().splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["env_step"] += 0  # a row, and no other JSON value
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"line {number} of {path.name} is no row of metrics") from error
-        rows.append({k: v for k, v in row.items() if isinstance(v, int | float) and math.isfinite(v)})
-    return rows
+    """Rows of a metrics.jsonl, of the numbers that can be drawn."""
+    return [{k: v for k, v in row.items() if abs(v) <= LARGEST} for row in read_rows(path)]
 
 
 def _summary(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    """The numbers of a finished run's summary."""
+    if not path.exists():
+        return None
+    return {k: v for k, v in read_json(path).items() if isinstance(v, int | float) and abs(v) <= LARGEST}
