@@ -24,6 +24,7 @@ from tdmpc_prune.errors import UserError
 
 PROG = "tdmpc-prune"
 DESCRIPTION = "Trains neural controllers, prunes them while they learn, and shows what is left."
+LONGEST_WORD = 4_096
 SWITCHES = ("json", "dry-run", "help")
 """Options that take no value."""
 
@@ -50,6 +51,8 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
         SystemExit: help was asked for (code 0).
     """
     before = ["", *arguments]
+    for previous, word in itertools.pairwise(before):
+        _check_word(previous, word)
     words = [w if _takes_value(b) else _as_option(w) for b, w in zip(before, arguments, strict=False)]
     # W&B's agents sometimes pass a parameter of their own along.
     words = [w for w in words if not re.match(r"--_wandb\b", w)] or ["--help"]
@@ -76,6 +79,18 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
         if stop.code in (0, None):
             raise
         raise UserError(_one_line(said.getvalue())) from None
+
+
+def _check_word(before: str, word: str) -> None:
+    """Refuses words that no setting means: `--run-dir "$RUN"` without RUN would be the folder one stands in."""
+    name, equals, value = word.partition("=")
+    if not word or (equals and not value and name.startswith("-")):
+        option = name or (before if before.startswith("--") else "an argument")
+        raise UserError(f"{option} is empty: give it a value, or leave it out")
+    if "\0" in word or len(word) > LONGEST_WORD:
+        raise UserError(
+            f"{word[:30]!r}... is no word that can be meant: it is too long, or holds a null byte"
+        )
 
 
 def _as_option(word: str) -> str:
@@ -110,6 +125,8 @@ def _names_task(words: Sequence[str], task: str) -> bool:
 def _one_line(said: str) -> str:
     """tyro's boxed error message as one line: without its title, the option's help and the advice."""
     lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
+    if not lines:  # a terminal that is not UTF-8: title and rule in ASCII, no box
+        lines = [re.sub("-{20,}", "───", line) for line in said.splitlines()[2:]]
     text = " ".join(" ".join(lines).split())
     text = re.sub(r" ?─{3,} (?=Perhaps you meant:)", ". ", text)
     text = re.split(r" ?─{3,}| Argument helptext:| For full helptext", text)[0]

@@ -52,7 +52,7 @@ def distribution(spec: Spec) -> Distribution:
     Raises:
         ValueError: it is none of W&B's; the message names what is wrong, and the nearest right name.
     """
-    name = spec.get("distribution", _inferred(spec))
+    name = spec["distribution"] if "distribution" in spec else _inferred(spec)
     if name not in FAMILIES:
         raise ValueError(f"distribution {name!r} is unknown{nearest(str(name), FAMILIES)}")
     family = FAMILIES[name]
