@@ -83,6 +83,13 @@ class SweepFolder:
             raise UserError(
                 f"another process runs the sweep in {self.path}: let it end, or choose another --sweep-dir"
             ) from None
+        try:
+            self._begin(definition, seed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, definition: Definition, seed: int) -> None:
         if not self.about.exists():
             about = {"definition": definition.raw, "file": str(definition.path), "seed": seed}
             write_json(self.about, about | provenance())
@@ -161,7 +168,7 @@ class SweepFolder:
         try:
             for line in whole.splitlines():
                 self._replay(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.events} cannot be read ({error}): choose another --sweep-dir") from error
 
     def _replay(self, event: dict[str, Any]) -> None:
