@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import itertools
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import tyro
@@ -27,6 +30,12 @@ DESCRIPTION = "Trains neural controllers, prunes them while they learn, and show
 LONGEST_WORD = 4_096
 SWITCHES = ("json", "dry-run", "help")
 """Options that take no value."""
+TABLES = ("prune.limits.component",)
+"""Options that take names and numbers, a pair each."""
+SPECIAL = ("_wandb", "task", *(f"{table}." for table in TABLES))
+"""Settings that are no options of their own."""
+SETTING = re.compile(r"(?:--|\+{1,2})?([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+"""`--a.b=1`, and as W&B's agents write it also `a.b=1`, `+a.b=1`, `++a.b=1`."""
 
 
 def parse_training(arguments: Sequence[str]) -> AnyTrainConfig:
@@ -50,12 +59,9 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
         UserError: the command line is wrong; the message is one line.
         SystemExit: help was asked for (code 0).
     """
-    before = ["", *arguments]
-    for previous, word in itertools.pairwise(before):
+    for previous, word in itertools.pairwise(["", *arguments]):
         _check_word(previous, word)
-    words = [w if _takes_value(b) else _as_option(w) for b, w in zip(before, arguments, strict=False)]
-    # W&B's agents sometimes pass a parameter of their own along.
-    words = [w for w in words if not re.match(r"--_wandb\b", w)] or ["--help"]
+    words = _options(arguments) or ["--help"]
     preset = _option(words, "preset") or "laptop"
     if preset not in get_args(Preset):
         raise UserError(f"--preset {preset}: choose one of {', '.join(get_args(Preset))}")
@@ -87,21 +93,105 @@ def _check_word(before: str, word: str) -> None:
     if not word or (equals and not value and name.startswith("-")):
         option = name or (before if before.startswith("--") else "an argument")
         raise UserError(f"{option} is empty: give it a value, or leave it out")
-    if "\0" in word or len(word) > LONGEST_WORD:
+    longest = LONGEST_WORD if "{" not in word else 100 * LONGEST_WORD  # a tree holds many settings
+    if "\0" in word or len(word) > longest:
         raise UserError(
             f"{word[:30]!r}... is no word that can be meant: it is too long, or holds a null byte"
         )
 
 
-def _as_option(word: str) -> str:
-    """A setting as W&B's agents write it (`a.b=1`, `--flag=True`), as an option."""
-    if re.match(r"[A-Za-z_][\w.-]*=", word):
-        word = f"--{word}"
-    if flag := re.fullmatch(r"--(.*)=(true|false)", word, flags=re.IGNORECASE):
-        path, _, name = flag[1].rpartition(".")
-        negation = "" if flag[2].lower() == "true" else "no-"
-        return f"--{path}{'.' if path else ''}{negation}{name}"
-    return word
+def _options(arguments: Sequence[str]) -> list[str]:
+    """The words of a command line with all settings as tyro's options, in whatever form they were given."""
+    words: list[str] = []
+    lists: dict[str, list[Any]] = {}  # these come last: they would take the task that follows for theirs
+    task: str | None = None
+    for name, value in _settings(arguments):
+        table = next((t for t in TABLES if f"{name}.".startswith(f"{t}.")), "")
+        if not name:
+            words.append(str(value))
+        elif name.partition(".")[0] == "_wandb":  # the agents' own, passed along when a trial is resumed
+            continue
+        elif name == "task":
+            task = str(value)
+        elif isinstance(value, Mapping):
+            lists[name] = lists.get(name, []) + [part for entry in value.items() for part in entry]
+        elif table and name != table:
+            if f"--{table}" in arguments:
+                raise UserError(f"--{table} and {name}: choose one of the two forms")
+            lists[table] = [*lists.get(table, []), name.removeprefix(f"{table}."), value]
+        elif isinstance(value, list):
+            lists[name] = value
+        elif isinstance(value, bool) and _is_switch(name):
+            words.append(f"--{'' if value else 'no-'}{name}")
+        else:
+            words.append(f"--{name}={value}")
+    for name, parts in lists.items():
+        words += [f"--{name}", *map(str, parts)]
+    return words if task is None else _with_task(words, task)
+
+
+def _settings(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of a command line; what tyro can read as it stands comes without a name."""
+    training = arguments[:1] == ["train"]
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name = word.removeprefix("--") if re.fullmatch(r"--[\w.-]+", word) else ""
+        if setting := SETTING.fullmatch(word):
+            yield from _flat(setting[1], _value(setting[1], setting[2]))
+        elif name and rest and not rest[0].startswith("--"):  # its value, if it has one, is the next word
+            value = _value(name, rest[0])
+            if not isinstance(value, str) or name.startswith(SPECIAL):
+                rest.pop(0)
+                yield from _flat(name, value)
+            else:
+                yield "", word
+                if _takes_value(word):
+                    yield "", rest.pop(0)
+        elif training and (word.startswith("{") or word.endswith(".json")):
+            yield from _flat("", _tree(word))
+        else:
+            yield "", word
+
+
+def _value(name: str, text: str) -> Any:
+    """A setting's value: of a switch a truth value, of a tree or a list what it says; else the text."""
+    if _is_switch(name):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if text[:1] in ("{", "["):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                if isinstance(value := read(text), dict | list):
+                    return value
+    return text
+
+
+def _tree(word: str) -> Mapping[str, Any]:
+    """Settings as one JSON object, or in a file that holds one."""
+    try:
+        tree = json.loads(word if word.startswith("{") else Path(word).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "no JSON"
+        raise UserError(f"{word[:80]!r} cannot be read ({reason}): give a JSON object of settings") from error
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{word[:80]!r} holds no settings: give a JSON object")
+    return tree
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A tree of settings as its leaves, with dotted names."""
+    if isinstance(value, Mapping) and name not in TABLES:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+    else:
+        yield name, value
+
+
+def _with_task(words: Sequence[str], task: str) -> list[str]:
+    """The line with the task of `task=...` in its place, in place of another one."""
+    after = words[2:] if len(words) > 1 and not words[1].startswith("-") else words[1:]
+    named = zip(["", *after], after, strict=False)
+    return [*words[:1], task, *(word for before, word in named if word != task or _takes_value(before))]
 
 
 def _option(words: Sequence[str], name: str) -> str | None:
@@ -114,7 +204,11 @@ def _option(words: Sequence[str], name: str) -> str | None:
 def _takes_value(word: str) -> bool:
     """Whether a word is an option whose value is the next word."""
     name = re.fullmatch(r"--(?:no-)?([\w.-]+)", word)
-    return name is not None and name[1].replace("_", "-") not in SWITCHES
+    return name is not None and not _is_switch(name[1])
+
+
+def _is_switch(name: str) -> bool:
+    return name.replace("_", "-") in SWITCHES
 
 
 def _names_task(words: Sequence[str], task: str) -> bool:
