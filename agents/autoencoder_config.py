@@ -22,9 +22,9 @@ class AutoencoderConfig:
     """Largest gradient norm."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_dim", "code_dim", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; choose at least 1")
+        for name, most in (("hidden_dim", 8_192), ("code_dim", 8_192), ("batch_size", 65_536)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}; choose 1 to {most:,}")
         for name in ("lr", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose a finite number above 0")

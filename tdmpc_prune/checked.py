@@ -64,11 +64,11 @@ class _State(BaseModel):
     task: Text
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**31)]
     progress: _Progress
-    updates: Count
+    updates: Count = 0
     criterion: Annotated[str, Field(strict=True, pattern=r"^[a-z-]{1,40}$")] = "none"
     pruner: _Pruner | None
-    event_row: dict[str, Number]
-    metrics_bytes: Count
+    event_row: dict[str, Number] = {}
+    metrics_bytes: Count = 0
     architecture: Annotated[dict[str, Widths], Field(max_length=200)]
 
 

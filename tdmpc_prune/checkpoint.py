@@ -146,7 +146,7 @@ def task_of(path: Path) -> str:
     """
     checkpoint = find(path)
     with readable(checkpoint):
-        return str(read_state(checkpoint)["task"])
+        return str(_read_own(checkpoint)["task"])
 
 
 def load_agent(path: Path, device: torch.device) -> StoredAgent:
@@ -157,9 +157,9 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
     """
     checkpoint = find(path)
     with readable(checkpoint):
-        state = read_state(checkpoint)
-        if state["task"] == AUTOENCODER:
+        if _read_own(checkpoint)["task"] == AUTOENCODER:
             raise UserError(f"{path} holds an autoencoder: give the run of a control task")
+        state = read_state(checkpoint)
         agent = TDMPC(
             TypeAdapter(TDMPCConfig).validate_python(state["agent"]),
             state["obs_dim"],
@@ -225,12 +225,18 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         ValueError: it was written by a version with another format, or by no run at all.
     """
+    state = _read_own(checkpoint)
+    check_state(state, checkpoint / MODEL)
+    return state
+
+
+def _read_own(checkpoint: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint of this version, unchecked."""
     state = read_json(checkpoint / STATE)
     if (schema := state.get("schema")) != SCHEMA:
         newer = isinstance(schema, int) and schema > SCHEMA
         remedy = "install the version that wrote it" if newer else "no version wrote that"
         raise ValueError(f"its format is {schema!r}, this version reads {SCHEMA}: {remedy}")
-    check_state(state, checkpoint / MODEL)
     return state
 
 

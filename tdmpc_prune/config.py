@@ -22,6 +22,28 @@ DIGITS = "digits"
 """The images that need no folder."""
 
 
+MOST_STEPS, MOST_EPISODES, MOST_THREADS = 10**12, 100_000, 1_024
+"""More would take years, or is more than a machine has."""
+
+
+def check_count(name: str, value: int, *, least: int = 1, most: int) -> None:
+    """Refuses a number of things below `least`, or beyond all reason; raises ValueError."""
+    if not (isinstance(value, int) and least <= value <= most):
+        raise ValueError(f"{name} is {value}; choose at least {least}, and at most {most:,}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuses a seed that not all generators take; raises ValueError."""
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}; choose 0 to 2147483647")
+
+
+def check_threads(threads: int) -> None:
+    """Refuses a number of threads that no machine starts; raises ValueError."""
+    if not 0 <= threads <= MOST_THREADS:
+        raise ValueError(f"threads is {threads}; choose 0 (one per core) to {MOST_THREADS}")
+
+
 @dataclass(frozen=True)
 class WandbConfig:
     """Weights & Biases, beside the run folder's own files."""
@@ -90,18 +112,19 @@ class TrainConfig:
     def _check(self) -> None:
         """Refuses values that no run can have."""
         self._check_at_least_1("steps", "eval_every", "checkpoint_every")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+        check_threads(self.threads)
+        check_seed(self.seed)
         if self.keep_every < 0:
             raise ValueError(f"keep_every is {self.keep_every}; choose 0 (keep none) or more steps")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed is {self.seed}; choose 0 to 2147483647")
+        if self.init_from is not None and self.init_from.absolute() == self.folder.absolute():
+            raise ValueError(
+                f"init_from is {self.init_from}, the run's own folder: choose another --run-dir, or leave "
+                "--init-from out to resume it"
+            )
 
     def _check_at_least_1(self, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; choose at least 1")
+            check_count(name, getattr(self, name), most=MOST_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,9 +167,10 @@ class TDMPCTrainConfig(TrainConfig):
     def _check(self) -> None:
         # A task has several spellings, a run only one.
         object.__setattr__(self, "task", resolve_task(self.task))
-        self._check_at_least_1("steps", "eval_every", "eval_episodes", "checkpoint_every")
-        if self.action_repeat is not None and self.action_repeat < 1:
-            raise ValueError(f"action_repeat is {self.action_repeat}; choose at least 1")
+        self._check_at_least_1("steps", "eval_every", "checkpoint_every")
+        check_count("eval_episodes", self.eval_episodes, most=MOST_EPISODES)
+        if self.action_repeat is not None:
+            check_count("action_repeat", self.action_repeat, most=1_000)
         super()._check()
         self._check_steps()
 

@@ -24,9 +24,15 @@ def check_file(option: str, path: Path) -> None:
         UserError: one line that names the option.
     """
     check_parent(option, path)
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except OSError as error:
+        raise UserError(
+            f"{option} {path}: cannot write there ({error.strerror}); choose another name"
+        ) from error
+    if folder:
         raise UserError(f"{option} {path}: that is a folder, choose another name")
-    if path.exists() and not os.access(path, os.W_OK):
+    if there and not os.access(path, os.W_OK):
         raise UserError(f"{option} {path}: cannot write to that file, choose another name")
 
 

@@ -5,10 +5,34 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+MOST = {
+    "latent_dim": 8_192,
+    "encoder_dim": 8_192,
+    "hidden_dim": 8_192,
+    "num_q": 64,
+    "batch_size": 65_536,
+    "horizon": 1_000,
+    "target_every": 10**9,
+    "random_steps": 10**9,
+    "schedule_steps": 10**9,
+    "capacity": 10**8,
+    "iterations": 1_000,
+    "num_samples": 1_000_000,
+    "num_elites": 1_000_000,
+}
+"""Larger numbers are slips of a finger or of a stranger: what they ask for fits into no memory."""
+LARGEST_PLAN, LARGEST_BATCH = 1 << 22, 1 << 26
+"""Numbers that a layer holds at once, 16 MB and 256 MB: some 14 and 40 times those of the paper's sizes."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_count(name: str, value: int, least: int = 1) -> None:
+    whole = isinstance(value, int) and least <= value <= MOST[name]
+    _require(whole, f"{name} is {value!r}; choose a whole number, {least:,} to {MOST[name]:,}")
 
 
 @dataclass(frozen=True)
@@ -39,8 +63,7 @@ class PlannerConfig:
 
     def __post_init__(self) -> None:
         for name in ("iterations", "num_samples", "num_elites"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}, but a planner needs at least 1")
+            _require_count(name, getattr(self, name))
         _require(0 <= self.policy_fraction <= 1, f"policy_fraction is {self.policy_fraction}; choose 0 to 1")
         candidates = self.num_samples + self.num_policy_samples
         _require(
@@ -70,7 +93,7 @@ class ReplayConfig:
     """Exponent of the importance weights (1: the full correction)."""
 
     def __post_init__(self) -> None:
-        _require(self.capacity >= 1, f"capacity is {self.capacity}; choose at least 1")
+        _require_count("capacity", self.capacity)
         _require(0 <= self.alpha <= 1, f"alpha is {self.alpha}; choose 0 to 1")
         _require(0 <= self.beta <= 1, f"beta is {self.beta}; choose 0 to 1")
 
@@ -128,10 +151,10 @@ class TDMPCConfig:
             "target_every",
             "random_steps",
         ):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}; choose at least 1")
+            _require_count(name, getattr(self, name))
         _require(self.num_q >= 2, f"num_q is {self.num_q}; TD-MPC needs at least 2 Q-functions")
-        _require(self.schedule_steps >= 0, f"schedule_steps is {self.schedule_steps}; choose 0 or more")
+        _require_count("num_q", self.num_q, least=2)
+        _require_count("schedule_steps", self.schedule_steps, least=0)
         _require(0 < self.discount < 1, f"discount is {self.discount}; choose more than 0 and less than 1")
         _require(0 < self.rho <= 1, f"rho is {self.rho}; choose more than 0 and at most 1")
         _require(0 < self.tau <= 1, f"tau is {self.tau}; choose more than 0 and at most 1")
@@ -144,6 +167,22 @@ class TDMPCConfig:
         _require(
             self.replay.capacity > 2 * self.horizon,
             f"replay.capacity is {self.replay.capacity}, too small for sequences of {self.horizon} steps",
+        )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Refuses plans and batches that no memory holds."""
+        planner, widest = self.planner, max(self.latent_dim, self.encoder_dim, self.hidden_dim)
+        candidates = planner.num_samples + planner.num_policy_samples
+        _require(
+            candidates * (planner.iterations * self.horizon + widest) <= LARGEST_PLAN,
+            f"a plan of {candidates:,} sequences of {self.horizon} steps, {planner.iterations} times, with "
+            f"layers {widest:,} wide is too large: lower planner.num_samples, horizon or the widths",
+        )
+        _require(
+            self.batch_size * (self.horizon + 1) * widest <= LARGEST_BATCH,
+            f"batch_size is {self.batch_size}, too large with sequences of {self.horizon} steps and layers "
+            f"{widest:,} wide: lower it",
         )
 
     def std_at(self, agent_step: int) -> float:

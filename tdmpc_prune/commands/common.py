@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdmpc_prune.config import Device
+from tdmpc_prune.config import Device, check_threads
 from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class CommandConfig:
     """PyTorch's threads on the CPU; 0: one per core, at most 4."""
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+        check_threads(self.threads)
 
     def compute_on(self) -> torch.device:
         """Sets the threads and returns the device.
@@ -44,12 +43,6 @@ class CommandConfig:
 
         set_threads(self.threads)
         return choose_device(self.device)
-
-
-def check_seed(seed: int) -> None:
-    """Refuses a seed that not all generators take."""
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"seed is {seed}; choose 0 to 2147483647")
 
 
 def print_json(result: Result) -> None:

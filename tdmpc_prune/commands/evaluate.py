@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from envs.perturbations import parse_perturbations
-from tdmpc_prune.commands.common import CommandConfig, check_seed, formatted, short_names, show, show_table
-from tdmpc_prune.config import AUTOENCODER
+from tdmpc_prune.commands.common import CommandConfig, formatted, short_names, show, show_table
+from tdmpc_prune.config import AUTOENCODER, MOST_EPISODES, check_count, check_seed
 from tdmpc_prune.errors import UserError
 
 Found = Sequence[Mapping[str, Any]]
@@ -49,10 +49,8 @@ class EvaluateConfig(CommandConfig):
         check_seed(self.seed)
         if not self.runs:
             raise ValueError("there is no run to evaluate: give at least one run folder")
-        if self.episodes < 1:
-            raise ValueError(f"episodes is {self.episodes}; choose at least 1")
-        if self.plans < 0:
-            raise ValueError(f"plans is {self.plans}; choose 0 (no timing) or more")
+        check_count("episodes", self.episodes, most=MOST_EPISODES)
+        check_count("plans", self.plans, least=0, most=1_000_000)
         if self.perturb is not None:
             parse_perturbations(self.perturb)
         if self.video is not None and self.video.suffix != ".mp4":

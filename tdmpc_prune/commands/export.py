@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import CommandConfig, Result, check_seed, show, show_table
+from tdmpc_prune.commands.common import CommandConfig, Result, show, show_table
+from tdmpc_prune.config import check_seed
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_parent
 

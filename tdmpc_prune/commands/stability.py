@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import CommandConfig, check_seed, show, show_table
+from tdmpc_prune.commands.common import CommandConfig, show, show_table
+from tdmpc_prune.config import check_count, check_seed
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_file
 
@@ -49,8 +50,7 @@ class StabilityConfig(CommandConfig):
         if not self.runs:
             raise ValueError("there is no run to judge: give at least one run folder")
         for name in ("starts", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; choose at least 1")
+            check_count(name, getattr(self, name), most=10_000)
         for name in ("alpha", "delta"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 0 or more, below 1")

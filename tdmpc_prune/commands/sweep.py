@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import check_seed, print_json, show_table
+from tdmpc_prune.commands.common import print_json, show_table
+from tdmpc_prune.config import check_seed
 from tdmpc_prune.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import CommandConfig, check_seed, show, show_table
+from tdmpc_prune.commands.common import CommandConfig, show, show_table
+from tdmpc_prune.config import check_count, check_seed
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_folder
 from tdmpc_prune.reading import printable
@@ -64,9 +65,9 @@ class ValidateConfig(CommandConfig):
         super().__post_init__()
         check_seed(self.seed)
         for name in ("moments", "batch_size", "episodes", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; choose at least 1")
-        if self.subsets < 0 or self.subsets in (1, 2):
+            check_count(name, getattr(self, name), most=65_536)
+        check_count("subsets", self.subsets, least=0, most=1_000)
+        if self.subsets in (1, 2):
             raise ValueError(
                 f"subsets is {self.subsets}; choose 0 (no return damage), or 3 or more to correlate"
             )

@@ -55,7 +55,7 @@ class ImportanceConfig:
             0 <= self.beta_start <= self.beta_end < 1,
             f"beta_start is {self.beta_start}, beta_end {self.beta_end}; choose 0 <= start <= end < 1",
         )
-        require(self.warmup >= 1, f"warmup is {self.warmup}; choose at least 1")
+        require(1 <= self.warmup <= 10**9, f"warmup is {self.warmup}; choose 1 to 1000000000")
         require(
             self.normalisation in get_args(Normalisation),
             f"normalisation is {self.normalisation!r}; choose {', '.join(get_args(Normalisation))}",
@@ -130,13 +130,14 @@ class PruneConfig:
             0 <= self.start < self.end <= 1,
             f"start is {self.start} and end {self.end}; choose shares of training, 0 <= start < end <= 1",
         )
-        require(self.events >= 1, f"events is {self.events}; choose at least 1")
-        require(self.eval_episodes >= 0, f"eval_episodes is {self.eval_episodes}; choose 0 or more")
-        require(self.calibrations >= 1, f"calibrations is {self.calibrations}; choose at least 1")
-        require(
-            self.calibration_episodes >= 1,
-            f"calibration_episodes is {self.calibration_episodes}; choose at least 1",
-        )
+        for name, least in (
+            ("events", 1),
+            ("eval_episodes", 0),
+            ("calibrations", 1),
+            ("calibration_episodes", 1),
+        ):
+            value = getattr(self, name)
+            require(least <= value <= 10_000, f"{name} is {value}; choose {least} to 10000")
 
     @property
     def enabled(self) -> bool:
