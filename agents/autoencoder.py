@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.autoencoder_config import AutoencoderConfig
+from agents.gradients import finite_norm
 from agents.networks import mlp, widths
 
 Observe = Callable[[Iterable[nn.Parameter]], None]
@@ -59,15 +60,20 @@ class Autoencoder:
         """One step of both components on inputs [B, P]; returns the losses (scalars).
 
         `observe` is called after the backward pass and before clipping, with all parameters.
+
+        Raises:
+            NonFiniteGradients: the gradients are not finite, and nothing but `updates` has changed.
         """
+        self.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         loss = nn.functional.mse_loss(self.reconstruct(batch), batch)
         loss.backward()
+        parameters = self._parameters()
+        grad_norm = finite_norm(parameters)
         if observe:
-            observe(self._parameters())
-        grad_norm = nn.utils.clip_grad_norm_(self._parameters(), self.config.grad_clip)
+            observe(parameters)
+        nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, grad_norm)
         self.optimizer.step()
-        self.updates += 1
         return {"reconstruction_loss": loss.detach(), "grad_norm": grad_norm.detach()}
 
     def architecture(self) -> dict[str, list[int]]:

@@ -10,7 +10,7 @@ from gymnasium import spaces, wrappers
 from envs.dmcontrol import DMControlEnv
 from envs.mujoco import make_mujoco
 from envs.tasks import Task
-from envs.wrappers import ActionRepeat, Env, SeedFirstReset, TaskInfo
+from envs.wrappers import ActionRepeat, Checked, Env, SeedFirstReset, TaskInfo
 
 _ENDLESS_EPISODE = 1000  # base steps granted where dm_control sets no limit (lqr), as in its other tasks
 
@@ -45,7 +45,7 @@ def build(
         with warnings.catch_warnings():  # of the lower precision, which is meant
             warnings.simplefilter("ignore")
             env = wrappers.DtypeObservation(env, np.float32)
-    env = SeedFirstReset(env, seed)
+    env = SeedFirstReset(Checked(env), seed)
     env = TaskInfo(
         env,
         task=task.name,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
+
+from envs.compat import SimulatorError
 
 Env = gymnasium.Env[Any, np.ndarray]
 Wrapper = gymnasium.Wrapper[Any, np.ndarray, Any, np.ndarray]
@@ -38,6 +42,53 @@ class ActionRepeat(Wrapper, RecordConstructorArgs):
             if terminated or truncated:
                 break
         return observation, total, terminated, truncated, {**info, "env_steps": env_steps}
+
+
+class Checked(Wrapper, RecordConstructorArgs):
+    """Says in one line what a simulator does that none should.
+
+    Raises:
+        SimulatorError: from `reset` and `step`: it raised something, or a number is not finite.
+    """
+
+    def __init__(self, env: Env) -> None:
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        with _in_one_line():
+            observation, info = self.env.reset(seed=seed, options=options)
+        _check_finite("an observation", observation)
+        return observation, info
+
+    def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        with _in_one_line():
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        _check_finite("an observation", observation)
+        _check_finite("a reward", reward)
+        return observation, reward, terminated, truncated, info
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (
+        SimulatorError,
+        gymnasium.error.Error,
+        MemoryError,
+    ):  # ours, a caller's mistake, and no fault of its own
+        raise
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SimulatorError(f"the simulator failed with {words[:200]}") from error
+
+
+def _check_finite(name: str, numbers: Any) -> None:
+    if not np.isfinite(numbers).all():
+        raise SimulatorError(f"the simulator gave {name} that is not finite")
 
 
 class SeedFirstReset(Wrapper, RecordConstructorArgs):

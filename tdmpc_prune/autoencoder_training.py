@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.autoencoder import Autoencoder, new_architecture
+from agents.gradients import NonFiniteGradients
 from tdmpc_prune.config import AutoencoderTrainConfig
 from tdmpc_prune.images import load_images
 from tdmpc_prune.logger import Logger
@@ -37,6 +38,7 @@ class AutoencoderTraining(Run):
     """
 
     outcome = "error"
+    memory = "--agent.batch-size"
     config: AutoencoderTrainConfig
     agent: Autoencoder
     progress: AutoencoderProgress
@@ -87,7 +89,12 @@ class AutoencoderTraining(Run):
         """Makes one update on images drawn at random, with replacement."""
         count = self.config.agent.batch_size
         index = torch.randint(len(self.train), (count,), generator=self.generator, device=self.device)
-        self._updated(self.agent.update(self.train[index], self.pruner.observe if self.pruner else None))
+        try:
+            losses = self.agent.update(self.train[index], self.pruner.observe if self.pruner else None)
+        except NonFiniteGradients:
+            self._skipped()
+        else:
+            self._updated(losses)
 
     def _evaluate(self, check: Check) -> Row:
         found = reconstruct(self.agent, self.test)

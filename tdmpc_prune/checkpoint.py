@@ -84,21 +84,28 @@ def save(
         training: every other tensor that resuming needs.
         state: JSON values; at least what rebuilds the agent, and its task.
         keep: it stays when newer ones come.
+
+    Raises:
+        OSError: it could not be written; those before it are as they were.
     """
     folder.mkdir(exist_ok=True)
     existing = _complete(folder)
     path = folder / f"{int(existing[-1].name) + 1 if existing else 1:06d}"
     partial = folder / "partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     tensors = {k: t for name, net in networks.items() for k, t in prefixed(name, net.state_dict()).items()}
-    _save_tensors(partial / MODEL, tensors)
-    _save_tensors(partial / TRAINING, training)
-    if keep:
-        (partial / KEEP).touch()
-    write_json(partial / STATE, {"schema": SCHEMA, **state})
-    _sync(partial)
-    partial.rename(path)
+    try:
+        partial.mkdir()
+        _save_tensors(partial / MODEL, tensors)
+        _save_tensors(partial / TRAINING, training)
+        if keep:
+            (partial / KEEP).touch()
+        write_json(partial / STATE, {"schema": SCHEMA, **state})
+        _sync(partial)
+        partial.rename(path)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)  # where it lacked room, it takes none
+        raise
     _sync(folder)
     for old in existing[: len(existing) + 1 - KEPT]:
         if not (old / KEEP).exists():
@@ -303,7 +310,10 @@ def _complete(folder: Path) -> list[Path]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+    try:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:  # what the operating system said, put into words
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())
 

@@ -12,7 +12,7 @@ from tdmpc_prune import arguments as command_line
 from tdmpc_prune.arguments import PROG
 from tdmpc_prune.commands import evaluate, export, report, stability, sweep, train, validate
 from tdmpc_prune.config import TrainConfig
-from tdmpc_prune.errors import Interrupted, UserError
+from tdmpc_prune.errors import Failure, Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
 from tdmpc_prune.reading import printable
 
@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, SimulatorError, SparsityError) as error:
         print(f"{PROG}: {printable(str(error))}", file=sys.stderr)
         return 2
+    except Failure as error:
+        print(f"{PROG}: {printable(str(error))}", file=sys.stderr)
+        return 1
     except (Interrupted, KeyboardInterrupt):
         return 1
     except BrokenPipeError:  # who read our output has left, as `head` does; Python would flush once more

@@ -78,6 +78,8 @@ class TrainConfig:
     """Steps between two checkpoints; SIGINT and SIGTERM save one, too."""
     keep_every: int = 0
     """Steps between two checkpoints that stay for good, for `validate`; 0: only the last two checkpoints stay."""
+    skip_limit: int = 20
+    """Updates in a row that are skipped, since their gradients are not finite, before the run ends."""
     device: Device = "auto"
     """auto: a CUDA GPU where there is one."""
     threads: int = 0
@@ -111,9 +113,15 @@ class TrainConfig:
 
     def _check(self) -> None:
         """Refuses values that no run can have."""
+<<<<<<< Updated upstream
         self._check_at_least_1("steps", "eval_every", "checkpoint_every")
         check_threads(self.threads)
         check_seed(self.seed)
+=======
+        self._check_at_least_1("steps", "eval_every", "checkpoint_every", "skip_limit")
+        if self.threads < 0:
+            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
+>>>>>>> Stashed changes
         if self.keep_every < 0:
             raise ValueError(f"keep_every is {self.keep_every}; choose 0 (keep none) or more steps")
         if self.init_from is not None and self.init_from.absolute() == self.folder.absolute():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -26,12 +27,17 @@ class MetricsFile:
         """Opens the file at its first `size` bytes, of which it has as many."""
         path.touch()
         os.truncate(path, size)
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        """Appends a line and hands it to the operating system."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Appends a line and hands it to the operating system, or raises OSError and leaves none of it behind."""
+        size, line = self._file.tell(), (json.dumps(row) + "\n").encode()
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)
+            raise
 
     def sync(self) -> int:
         """Makes sure that all is on disk; returns the file's size in bytes."""

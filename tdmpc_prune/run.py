@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from tdmpc_prune import checkpoint
 from tdmpc_prune.checked import check_shape
 from tdmpc_prune.config import TrainConfig
-from tdmpc_prune.errors import UserError
+from tdmpc_prune.errors import Stopped, UserError
+from tdmpc_prune.faults import measuring
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.pruning.groups import Prunable
 from tdmpc_prune.pruning.pruner import Event, Pruner
@@ -47,6 +49,10 @@ class Progress:
     """Environment step of the last checkpoint."""
     kept_at: int = 0
     """Environment step of the last checkpoint that is kept for good."""
+    skipped_updates: int = 0
+    """Updates that were skipped, since their gradients were not finite."""
+    skipped_in_a_row: int = 0
+    """How many of them were the last ones."""
     elapsed: float = 0.0
     """Seconds spent so far, in all sittings."""
 
@@ -62,6 +68,9 @@ class Run(ABC):
 
     outcome: ClassVar[str]
     """What removals are judged by, as in the metrics `prune/<outcome>_before` and `_after`."""
+
+    memory: ClassVar[str]
+    """Settings by which a run takes more memory."""
 
     config: TrainConfig
     agent: Agent
@@ -190,15 +199,43 @@ class Run(ABC):
 
     def _updated(self, losses: Mapping[str, Tensor]) -> None:
         """Ends an update: the pruner's clock goes on, the losses are added up for the next row."""
+        self.progress.skipped_in_a_row = 0
         if self.pruner:
             self.pruner.advance(self.progress.env_step / self.config.steps)
         for name, value in losses.items():
             self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value
         self.losses["count"] = self.losses.get("count", torch.zeros(())) + 1
 
+    def _skipped(self) -> None:
+        """Ends an update that came to nothing, since its gradients were not finite.
+
+        Raises:
+            Stopped: so did those before it, as many as the settings allow.
+        """
+        if self.pruner:
+            self.pruner.discard()
+        progress, limit = self.progress, self.config.skip_limit
+        progress.skipped_updates += 1
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row >= limit:
+            raise Stopped(
+                f"{self.place}: it diverges, {limit} updates in a row brought gradients that are not finite: "
+                "begin another run (--run-dir) with a lower --agent.lr or --agent.grad-clip, or give this one "
+                "longer with a higher --skip-limit"
+            )
+
+    @property
+    def place(self) -> str:
+        """Where the run is, for messages."""
+        return f"{self.config.task}, step {self.progress.env_step:,}"
+
+    def _measuring(self) -> AbstractContextManager[None]:
+        return measuring(self.place, self.memory)
+
     def evaluate(self, check: Check) -> Row:
         """Evaluates the agent; returns the metrics. `check` may raise to give up, then nothing has changed."""
-        row = self._evaluate(check)
+        with self._measuring():
+            row = self._evaluate(check)
         self.progress.evaluated_at = self.progress.env_step
         return self._counters() | row | (self.pruner.metrics() if self.pruner else {}) | self._time()
 
@@ -220,7 +257,8 @@ class Run(ABC):
         calibrated = 0
         step = self.progress.env_step
         if self.pruner.calibration_due(step):
-            calibrated = self.pruner.calibrate(step, lambda removal: self._return_without(removal, check))
+            with self._measuring():
+                calibrated = self.pruner.calibrate(step, lambda removal: self._return_without(removal, check))
         start = time.perf_counter()
         event = self.pruner.prune(step)
         self.event_row = {
@@ -245,7 +283,10 @@ class Run(ABC):
 
     def _measure_outcome(self, check: Check) -> float:
         """The outcome now, or nan where the settings ask for none around removals."""
-        return self._outcome(check) if self.config.prune.eval_episodes else float("nan")
+        if not self.config.prune.eval_episodes:
+            return float("nan")
+        with self._measuring():
+            return self._outcome(check)
 
     @abstractmethod
     def _outcome(self, check: Check) -> float:
@@ -262,6 +303,8 @@ class Run(ABC):
         count = float(self.losses.pop("count", torch.ones(())))
         means = {f"train/{name}": float(total) / count for name, total in self.losses.items()}
         self.losses = {}
+        if self.progress.skipped_updates:
+            means["train/skipped_updates"] = self.progress.skipped_updates
         row = self._counters() | self._episode_metrics() | means | self._time()
         return row | self.pruner.importance_metrics() | self.pruner.metrics() if self.pruner else row
 

@@ -31,6 +31,7 @@ FREE_ON_RESUME = (
     "threads",
     "checkpoint_every",
     "keep_every",
+    "skip_limit",
     "wandb",
     "json",
     "dry_run",

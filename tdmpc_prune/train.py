@@ -9,7 +9,8 @@ import torch
 from tdmpc_prune.autoencoder_training import AutoencoderTraining
 from tdmpc_prune.config import AnyTrainConfig, AutoencoderTrainConfig
 from tdmpc_prune.device import choose_device, set_threads
-from tdmpc_prune.errors import Interrupted
+from tdmpc_prune.errors import Interrupted, Stopped
+from tdmpc_prune.faults import AGAIN, running
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.plots import plot_run
 from tdmpc_prune.run import Run
@@ -24,6 +25,8 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
     Raises:
         UserError: the settings, the machine or the run folder do not allow it; nothing was changed.
         Interrupted: SIGINT or SIGTERM came; a checkpoint was saved, the same call goes on from it.
+        Stopped: it cannot go on; the same holds.
+        Failure: it could not even be saved; the same call goes on from the last checkpoint.
     """
     device = choose_device(config.device)
     set_threads(config.threads)
@@ -54,44 +57,52 @@ def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> d
         log.say(f"resumed at environment step {run.progress.env_step} of {config.steps}")
 
     try:
-        with StopSignals() as stop:
-            while True:
-                stop.check()
-                if run.pending_updates:
-                    run.update()
-                elif run.episode_unlogged:
-                    log.write(run.episode_row())
-                elif run.removal_unlogged:
-                    row = run.removal_row(stop.check)
-                    log.write(row)
-                    log.removal(row)
-                elif run.evaluation_due:
-                    log.write(run.evaluate(stop.check))
-                    run.show_evaluation(log)
-                elif run.removal_due:
-                    event = run.remove(stop.check)
-                    if event.idle:
-                        log.say(f"warning: event {event.number} removed nothing (due: {event.scheduled:.1%})")
-                elif run.finished:
-                    break
-                elif run.checkpoint_due:
-                    run.save(log.file.sync())
-                else:
-                    log.progress(run.collect())
-        if run.removals_missing:
-            log.say(
-                f"warning: {run.removals_missing} removals were not made, since scores count only after "
-                f"{config.prune.importance.warmup} updates: raise --steps or lower --prune.importance.warmup"
-            )
-        run.save(log.file.sync())
-        summary = run.summary()
-        plot_run(folder)
-        write_json(folder.summary, summary)  # last: who finds it finds all
-        return summary
-    except Interrupted:
-        run.save(log.file.sync())
-        log.say(f"saved at environment step {run.progress.env_step}; the same command goes on from there")
-        raise
+        with running(folder.path, run.memory):
+            try:
+                _learn(run, log)
+            except (Interrupted, Stopped):
+                run.save(log.file.sync())
+                log.say(f"saved at environment step {run.progress.env_step}; {AGAIN}")
+                raise
+            run.save(log.file.sync())
+            summary = run.summary()
+            plot_run(folder)
+            write_json(folder.summary, summary)  # last: who finds it finds all
+            return summary
     finally:
         log.close(summary)
         run.close()
+
+
+def _learn(run: Run, log: Logger) -> None:
+    """Makes whatever is due, step by step, until nothing is."""
+    with StopSignals() as stop:
+        while True:
+            stop.check()
+            if run.pending_updates:
+                run.update()
+            elif run.episode_unlogged:
+                log.write(run.episode_row())
+            elif run.removal_unlogged:
+                row = run.removal_row(stop.check)
+                log.write(row)
+                log.removal(row)
+            elif run.evaluation_due:
+                log.write(run.evaluate(stop.check))
+                run.show_evaluation(log)
+            elif run.removal_due:
+                event = run.remove(stop.check)
+                if event.idle:
+                    log.say(f"warning: event {event.number} removed nothing (due: {event.scheduled:.1%})")
+            elif run.finished:
+                break
+            elif run.checkpoint_due:
+                run.save(log.file.sync())
+            else:
+                log.progress(run.collect())
+    if run.removals_missing:
+        warmup = run.config.prune.importance.warmup
+        log.say(
+            f"warning: {run.removals_missing} removals were not made, since scores count only after "
+            f"{warmup} updates: raise --steps or lower --prune.importance.warmup"
+        )

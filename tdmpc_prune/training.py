@@ -10,16 +10,18 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from agents.gradients import NonFiniteGradients
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.world_model import architecture
-from envs import TASKS, make_env
+from envs import TASKS, SimulatorError, make_env
 from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis.dip import dip
 from tdmpc_prune.checked import check_shape
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
-from tdmpc_prune.errors import UserError
+from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.faults import simulator_line
 from tdmpc_prune.latency import plan_latency
 from tdmpc_prune.logger import Logger, read_metrics
 from tdmpc_prune.origin import check_origin
@@ -52,6 +54,7 @@ class Training(Run):
     """A run that learns a control task, one episode of it at a time."""
 
     outcome = "return"
+    memory = "--eval-episodes, --agent.batch-size or --agent.replay.capacity"
     config: TDMPCTrainConfig
     agent: TDMPC
     progress: TrainingProgress
@@ -113,8 +116,18 @@ class Training(Run):
     # Steps
 
     def collect(self) -> int:
-        """Makes one agent step; returns its environment steps."""
-        env_steps, episode = self.collector.step(self._choose)
+        """Makes one agent step; returns its environment steps.
+
+        Raises:
+            Stopped: the simulator fails; all is as it was before.
+        """
+        drawn, mean = self.agent.generator.get_state(), self.planner.mean
+        try:
+            env_steps, episode = self.collector.step(self._choose)
+        except SimulatorError as error:
+            self.agent.generator.set_state(drawn)
+            self.planner.mean = mean
+            raise Stopped(simulator_line(self.place, error)) from error
         self.progress.env_step += env_steps
         self.progress.agent_step += 1
         if episode is not None:
@@ -125,7 +138,11 @@ class Training(Run):
     def update(self) -> None:
         """Makes one update of the agent."""
         batch = self.replay.sample(self.config.agent.batch_size)
-        losses, priority = self.agent.update(batch, self.pruner.observe if self.pruner else None)
+        try:
+            losses, priority = self.agent.update(batch, self.pruner.observe if self.pruner else None)
+        except NonFiniteGradients:
+            self._skipped()
+            return
         self.replay.update_priorities(batch.index, priority)
         self._updated(losses)
 

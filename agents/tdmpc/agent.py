@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from agents.gradients import finite_norm
 from agents.replay import Batch, ReplayBuffer
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.planner import Planner
@@ -131,30 +132,37 @@ class TDMPC:
 
         `observe` is called after each backward pass and before clipping, with the parameters whose
         gradients it brought: the model's, then the policy's.
+
+        Raises:
+            NonFiniteGradients: the model's gradients are not finite, and nothing but `updates` has changed; or
+                the policy's are not, and only the model has made its step.
         """
-        config = self.config
+        config, number = self.config, self.updates
+        self.updates += 1
         self.model_optimizer.zero_grad(set_to_none=True)
         losses, latents = self.model_losses(batch)
         weighted = self.weighted_loss(losses, batch).mean()
         (weighted / config.horizon).backward()
         parameters = self.model_parameters()
+        grad_norm = finite_norm(parameters)
         if observe:
             observe(parameters)
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+        nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
         self.model_optimizer.step()
 
         self.policy_optimizer.zero_grad(set_to_none=True)
         with frozen(self.model.q):
             policy_loss = self.policy_loss(latents)
             policy_loss.backward()
+        parameters = list(self.model.policy.parameters())
+        policy_norm = finite_norm(parameters)
         if observe:
-            observe(self.model.policy.parameters())
-        nn.utils.clip_grad_norm_(self.model.policy.parameters(), config.grad_clip)
+            observe(parameters)
+        nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, policy_norm)
         self.policy_optimizer.step()
 
-        if self.updates % config.target_every == 0:
+        if number % config.target_every == 0:
             self.update_target()
-        self.updates += 1
         metrics = {
             "consistency_loss": losses.consistency.mean(),
             "reward_loss": losses.reward.mean(),

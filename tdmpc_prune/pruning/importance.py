@@ -79,6 +79,10 @@ class ImportanceTracker:
         if len(self._waiting) == WAITING:
             self.settle()
 
+    def discard(self) -> None:
+        """Forgets what was observed since the last update ended."""
+        self._slices.take()
+
     @torch.no_grad()
     def settle(self) -> None:
         """Smooths the updates that wait: the same numbers, bit by bit, whenever it is done."""

@@ -105,6 +105,10 @@ class Pruner:
         """Ends an update; `progress`: share of training that is over, 0 to 1."""
         self.tracker.advance(progress)
 
+    def discard(self) -> None:
+        """Forgets what was observed of an update that was given up."""
+        self.tracker.discard()
+
     # Removing
 
     def due(self, step: int) -> bool:
