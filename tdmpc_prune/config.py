@@ -113,15 +113,9 @@ class TrainConfig:
 
     def _check(self) -> None:
         """Refuses values that no run can have."""
-<<<<<<< Updated upstream
-        self._check_at_least_1("steps", "eval_every", "checkpoint_every")
+        self._check_at_least_1("steps", "eval_every", "checkpoint_every", "skip_limit")
         check_threads(self.threads)
         check_seed(self.seed)
-=======
-        self._check_at_least_1("steps", "eval_every", "checkpoint_every", "skip_limit")
-        if self.threads < 0:
-            raise ValueError(f"threads is {self.threads}; choose 0 (one per core) or more")
->>>>>>> Stashed changes
         if self.keep_every < 0:
             raise ValueError(f"keep_every is {self.keep_every}; choose 0 (keep none) or more steps")
         if self.init_from is not None and self.init_from.absolute() == self.folder.absolute():
