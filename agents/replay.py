@@ -8,6 +8,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from agents.sums import running_sum
+
 PRIORITY_FLOOR = 1e-6
 COLUMNS = ("obs", "action", "reward", "terminated", "priority")
 
@@ -124,7 +126,8 @@ class ReplayBuffer:
         """Draws sequences with probability proportional to priority^alpha, with replacement."""
         cumulative = self._priority.double().pow(self.alpha)
         # 0^0 is 1: rows without priority stay out of uniform replay, too.
-        cumulative = torch.where(self._priority > 0, cumulative, 0.0).cumsum(0)
+        cumulative = torch.where(self._priority > 0, cumulative, 0.0)
+        cumulative = running_sum(cumulative, 0)
         uniform = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
         index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
         priority = self._priority[index].pow(self.alpha)

@@ -84,6 +84,8 @@ class TrainConfig:
     """auto: a CUDA GPU where there is one."""
     threads: int = 0
     """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    deterministic: bool = False
+    """The same bits again on a GPU, too, and whatever the number of cores: slower algorithms, and 1 thread if 0."""
     json: bool = False
     """Print the summary as one JSON object, and nothing else, on standard output."""
     dry_run: bool = False

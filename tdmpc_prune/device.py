@@ -25,6 +25,20 @@ def choose_device(wanted: Device) -> torch.device:
     return torch.device(wanted)
 
 
+def set_deterministic(on: bool) -> None:
+    """Has PyTorch compute the same bits again for the same numbers, or raise RuntimeError where it cannot.
+
+    On the CPU it does so anyway, as long as the number of threads is the same.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.benchmark = False
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # nothing here reads any: only time would be lost
+    )
+
+
 def set_threads(threads: int) -> None:
     """Sets PyTorch's threads; 0: one per core that this process may use, at most 4.
 

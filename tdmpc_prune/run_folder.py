@@ -29,6 +29,7 @@ FREE_ON_RESUME = (
     "run_dir",
     "device",
     "threads",
+    "deterministic",
     "checkpoint_every",
     "keep_every",
     "skip_limit",

@@ -8,7 +8,7 @@ import torch
 
 from tdmpc_prune.autoencoder_training import AutoencoderTraining
 from tdmpc_prune.config import AnyTrainConfig, AutoencoderTrainConfig
-from tdmpc_prune.device import choose_device, set_threads
+from tdmpc_prune.device import choose_device, set_deterministic, set_threads
 from tdmpc_prune.errors import Interrupted, Stopped
 from tdmpc_prune.faults import AGAIN, running
 from tdmpc_prune.logger import Logger
@@ -29,7 +29,8 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
         Failure: it could not even be saved; the same call goes on from the last checkpoint.
     """
     device = choose_device(config.device)
-    set_threads(config.threads)
+    set_deterministic(config.deterministic)
+    set_threads(config.threads or int(config.deterministic))
     folder = RunFolder(config.folder)
     folder.check(config)
     if (summary := folder.finished_summary(config)) is not None:

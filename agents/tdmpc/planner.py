@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from agents.sums import running_sum
 from agents.tdmpc.config import PlannerConfig
 
 
@@ -134,7 +135,7 @@ class Planner:
 
         # One elite sequence, drawn by its weight, is the plan; its first action is used.
         uniform = 0.5 * (1 + torch.erf(noise.choice / math.sqrt(2)))
-        chosen = (score.cumsum(1) < uniform).sum(1, keepdim=True).clamp(max=config.num_elites - 1)
+        chosen = (running_sum(score, 1) < uniform).sum(1, keepdim=True).clamp(max=config.num_elites - 1)
         action = elites[:, 0].gather(1, chosen[:, :, None].expand(n, 1, self.action_dim)).squeeze(1)
         if explore:
             action = action + std[:, 0] * noise.explore
