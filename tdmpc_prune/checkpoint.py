@@ -306,7 +306,8 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _complete(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     numbered = (p for p in folder.glob("[0-9]*") if p.name.isascii() and p.name.isdigit())
-    return sorted(p for p in numbered if (p / STATE).is_file())
+    # A pipe, say, is there as well: no older checkpoint is taken for the newest, and reading it is refused.
+    return sorted(p for p in numbered if os.path.lexists(p / STATE))
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

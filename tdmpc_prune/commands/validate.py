@@ -102,8 +102,8 @@ def run(config: ValidateConfig) -> int:
     moments = [load_moment(path, device, config.scores, seed=config.seed) for path in chosen]
     if len(chosen) < config.moments and paths[0] != config.run:
         print(
-            f"{config.run} holds {len(chosen)} of {config.moments} checkpoints: "
-            "train with --keep-every to keep more",
+            printable(f"{config.run} holds {len(chosen)} of {config.moments} checkpoints: ")
+            + "train with --keep-every to keep more",
             file=sys.stderr,
         )
     total = sum(measurements(moment, settings) for moment in moments)
