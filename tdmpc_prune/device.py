@@ -34,9 +34,8 @@ def set_deterministic(on: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
     torch.use_deterministic_algorithms(on)
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # nothing here reads any: only time would be lost
-    )
+    # Nothing here reads any: only time would be lost.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def set_threads(threads: int) -> None:
