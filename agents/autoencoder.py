@@ -29,6 +29,8 @@ class Autoencoder:
         architecture: Architecture | None = None,
     ) -> None:
         """Builds a new one for inputs of `input_dim` numbers, or one of a stored one's widths."""
+        if input_dim < 1:
+            raise ValueError(f"input_dim is {input_dim}; choose at least 1")
         self.config = config
         self.device = torch.device(device)
         sizes = architecture or new_architecture(config, input_dim)

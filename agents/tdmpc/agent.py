@@ -46,6 +46,8 @@ class TDMPC:
         widths: Architecture | None = None,
     ) -> None:
         """Builds a new agent, or one of other `widths` (a stored one's) to load weights into."""
+        if obs_dim < 1 or action_dim < 1:
+            raise ValueError(f"obs_dim is {obs_dim} and action_dim {action_dim}; choose at least 1 of each")
         self.config = config
         self.obs_dim, self.action_dim = obs_dim, action_dim
         self.device = torch.device(device)

@@ -65,6 +65,7 @@ class ImportanceConfig:
 
     def beta(self, progress: float) -> float:
         """The smoothing factor at `progress` = t/T: quick to adapt early, steady late."""
+        require(not math.isnan(progress), "progress is nan; give the share of training that is over")
         p = min(max(progress, 0.0), 1.0)
         return self.beta_end - (self.beta_end - self.beta_start) * (1 + math.cos(math.pi * p)) / 2
 
@@ -125,6 +126,13 @@ class PruneConfig:
     """How gradients become scores."""
 
     def __post_init__(self) -> None:
+        for name, choices in (
+            ("criterion", (*get_args(Criterion), "none")),
+            ("allocation", get_args(Allocation)),
+            ("schedule", get_args(Kind)),
+        ):
+            value = getattr(self, name)
+            require(value in choices, f"{name} is {value!r}; choose {', '.join(choices)}")
         require(0 < self.sparsity < 1, f"sparsity is {self.sparsity}; choose more than 0 and less than 1")
         require(
             0 <= self.start < self.end <= 1,

@@ -36,6 +36,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind is {self.kind!r}; choose one of {', '.join(get_args(Kind))}")
+        for name in ("start", "end", "events"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose a whole number")
         if self.start < 0:
             raise ValueError(f"start is {self.start}; choose 0 or more environment steps")
         if not 0 <= self.initial < 1:
