@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+LARGEST = 1e30
+"""Of other numbers: float32, in which all is computed, ends at 3e38."""
 
 
 @dataclass(frozen=True)
@@ -26,5 +28,5 @@ class AutoencoderConfig:
             if not 1 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose 1 to {most:,}")
         for name in ("lr", "grad_clip"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not 0 < getattr(self, name) < LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}; choose a finite number above 0")

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from tdmpc_prune import __version__
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import UserError
-from tdmpc_prune.reading import read_json
+from tdmpc_prune.reading import printable, read_json
 
 # What may differ between a run and the command that resumes it: where and how long, never what is learned.
 # The number of steps is free only where no schedule of removals hangs on it.
@@ -155,7 +155,7 @@ class RunFolder:
         wanted = flatten(to_json(config))
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
-            f"{key[:80]} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"
+            f"{printable(key[:80])} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"
             for key in dict.fromkeys([*wanted, *stored])
             if key.split(".")[0] not in free and stored.get(key) != wanted.get(key)
         ]

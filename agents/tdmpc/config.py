@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 MOST = {
@@ -21,6 +20,8 @@ MOST = {
     "num_elites": 1_000_000,
 }
 """Larger numbers are slips of a finger or of a stranger: what they ask for fits into no memory."""
+LARGEST = 1e30
+"""Of other numbers: float32, in which all is computed, ends at 3e38."""
 LARGEST_PLAN, LARGEST_BATCH = 1 << 22, 1 << 26
 """Numbers that a layer holds at once, 16 MB and 256 MB: some 14 and 40 times those of the paper's sizes."""
 
@@ -72,11 +73,11 @@ class PlannerConfig:
         )
         _require(0 <= self.momentum < 1, f"momentum is {self.momentum}; choose 0 or more and less than 1")
         _require(
-            0 < self.temperature < math.inf,
+            0 < self.temperature < LARGEST,
             f"temperature is {self.temperature}; choose a finite number above 0",
         )
         _require(
-            0 < self.start_std <= self.max_std < math.inf,
+            0 < self.start_std <= self.max_std < LARGEST,
             f"start_std is {self.start_std}; choose more than 0 and at most max_std ({self.max_std})",
         )
 
@@ -160,10 +161,10 @@ class TDMPCConfig:
         _require(0 < self.tau <= 1, f"tau is {self.tau}; choose more than 0 and at most 1")
         for name in ("lr", "grad_clip", "policy_std"):
             value = getattr(self, name)
-            _require(0 < value < math.inf, f"{name} is {value}; choose a finite number above 0")
+            _require(0 < value < LARGEST, f"{name} is {value}; choose a finite number above 0")
         for name in ("consistency_coef", "reward_coef", "value_coef"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"{name} is {value}; choose a finite number, 0 or more")
+            _require(0 <= value < LARGEST, f"{name} is {value}; choose a finite number, 0 or more")
         _require(
             self.replay.capacity > 2 * self.horizon,
             f"replay.capacity is {self.replay.capacity}, too small for sequences of {self.horizon} steps",

@@ -83,6 +83,7 @@ STATES = {
     "a batch of a billion": (["agent", "batch_size"], 10**9, "batch_size is 1000000000"),
     "a replay of a trillion": (["agent", "replay", "capacity"], 10**12, "capacity is 1000000000000"),
     "a learning rate of NaN": (["agent", "lr"], NAN, "lr is nan"),
+    "a spread beyond float32": (["agent", "planner", "max_std"], 1e308, "max_std"),  # the fuzzer's find
     "a learning rate without end": (["agent", "lr"], INF, "lr is inf"),
     "observations of another task": (["obs_dim"], 5, "5 observations"),
     "a billion observations": (["obs_dim"], 10**9, "obs_dim"),
@@ -174,13 +175,21 @@ def cast(dtype):
     return tensors(lambda t: t.update({FIRST: t[FIRST].to(dtype)}))
 
 
+def pad(file):
+    """The header is right, but goes on with spaces."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    text = content[8 : 8 + length] + b" " * (2 << 20)
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
 def claim(length):
     return lambda file: file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
 
 
 WEIGHTS = {
     "a header of 2^63 bytes": (claim(2**63), "header"),
-    "a header of 2 MiB": (lambda f: f.write_bytes(struct.pack("<Q", 2 << 20) + b" " * (3 << 20)), "header"),
+    "a header of 2 MiB": (pad, "more than 1,048,576"),
     "a header without end": (claim(2**20 - 1), "header"),
     "shapes that overflow": (entry(shape=[2**62, 4]), "header"),
     "negative shapes": (entry(shape=[-1, 4]), "header"),
@@ -386,9 +395,13 @@ def test_a_gzipped_file_of_zeros_without_end(tmp_path, monkeypatch):
 
     monkeypatch.setattr("tdmpc_prune.images.MOST_BYTES", 1 << 20)
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
-        file.write(b"\0\0\x08\x03" + bytes(2 << 20))
+        file.write(b"\0\0\x08\x03" + bytes(64 << 20))
+    tracemalloc.start()
     with pytest.raises(UserError, match="holds more than"):
         load_images(str(tmp_path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 def test_nothing_here_could_run_code():
