@@ -127,7 +127,8 @@ def test_curves(section):
 def test_an_evaluation_long_before_the_first_removal_is_no_part_of_the_trajectory(tmp_path):
     path = write_run(tmp_path / "a")
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    rows.insert(0, {"env_step": -1000, "eval/return": 5.0, "prune/sparsity": 0.0})
+    rows = [row | {"env_step": row["env_step"] + 1000} for row in rows]
+    rows.insert(0, {"env_step": 0, "eval/return": 5.0, "prune/sparsity": 0.0})
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     group = only_section(tmp_path).groups[0]
     assert [point.y.value for point in trajectory(group)] == [100, 500, 800]
