@@ -28,7 +28,7 @@ from tdmpc_prune.errors import UserError
 PROG = "tdmpc-prune"
 DESCRIPTION = "Trains neural controllers, prunes them while they learn, and shows what is left."
 LONGEST_WORD = 4_096
-SWITCHES = ("json", "dry-run", "help")
+SWITCHES = ("json", "dry-run", "deterministic", "help")
 """Options that take no value."""
 TABLES = ("prune.limits.component",)
 """Options that take names and numbers, a pair each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +13,7 @@ import tyro
 from agents.autoencoder_config import AutoencoderConfig
 from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
 from envs import TASKS, resolve_task
+from tdmpc_prune.errors import UserError
 from tdmpc_prune.pruning.config import PruneConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -106,8 +109,9 @@ class TrainConfig:
 
     @property
     def folder(self) -> Path:
-        """Folder of the run."""
-        return self.run_dir or Path("runs") / self._name
+        """Folder of the run; a trial of a W&B sweep has one of its own."""
+        trial = sweep_trial()
+        return self.run_dir or Path("runs", *([f"sweep-{trial[0]}", trial[1]] if trial else [self._name]))
 
     @property
     def _name(self) -> str:
@@ -223,6 +227,21 @@ class AutoencoderTrainConfig(TrainConfig):
             raise ValueError(
                 f"data is {self.data!r}, and there is no such folder; choose {DIGITS} or MNIST's folder"
             )
+
+
+def sweep_trial() -> tuple[str, str] | None:
+    """The sweep and the run that this process is a trial of, as a W&B agent says in its environment.
+
+    Raises:
+        UserError: they are no names of folders.
+    """
+    trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if not all(trial):
+        return None
+    for name in trial:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(name)):
+            raise UserError(f"{name!r} is no id of a W&B sweep or run: unset WANDB_SWEEP_ID and WANDB_RUN_ID")
+    return str(trial[0]), str(trial[1])
 
 
 AnyTrainConfig = TDMPCTrainConfig | AutoencoderTrainConfig

@@ -5,17 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Mapping
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from tdmpc_prune.config import WandbConfig
+from tdmpc_prune.wandb_sink import WandbSink, wandb_mode
 
 Row = Mapping[str, float | int]
 
@@ -49,66 +47,6 @@ class MetricsFile:
         self._file.close()
 
 
-class WandbSink:
-    """Mirrors metrics.jsonl to W&B, line by line.
-
-    Line n of the file is step n of the W&B run. So a resumed run knows what W&B has: online, the lines
-    that it lacks are sent; offline, where W&B can only begin anew, a run with the same id is written from
-    the first line on, and replaces the one before.
-    """
-
-    def __init__(
-        self, config: WandbConfig, mode: str, folder: Path, metrics: Path, settings: dict[str, Any]
-    ) -> None:
-        import wandb
-
-        if mode == "offline":
-            shutil.rmtree(folder / "wandb", ignore_errors=True)
-        identity = folder / "wandb_id.txt"
-        if not identity.exists() or not identity.read_text():
-            identity.write_text(secrets.token_hex(4))
-        self.run = wandb.init(
-            id=identity.read_text(),
-            resume="allow" if mode == "online" else None,
-            mode=mode,  # type: ignore[arg-type]
-            dir=folder,
-            project=config.project,
-            entity=config.entity,
-            group=config.group or settings["task"],
-            name=folder.name,
-            tags=config.tags,
-            config=settings,
-            settings=wandb.Settings(console="off", silent=True),
-        )
-        self.run.define_metric("env_step")
-        self.run.define_metric("*", step_metric="env_step")
-        self.run.define_metric("pareto/*", step_metric="prune/sparsity")
-        self._known = self.run.step
-        self._line = 0
-        with metrics.open() as lines:
-            for line in lines:
-                self.write(json.loads(line))
-
-    def write(self, row: Row) -> None:
-        """Logs the next line of metrics.jsonl, unless W&B has it."""
-        if self._line >= self._known:
-            self.run.log(dict(row) | _pareto(row))
-        self._line += 1
-
-    def close(self, summary: Mapping[str, Any] | None) -> None:
-        """Ends the W&B run; without a summary it counts as not finished."""
-        if summary:
-            self.run.summary.update(dict(summary))
-        self.run.finish(exit_code=0 if summary else 1)
-
-
-def _pareto(row: Row) -> dict[str, float | int]:
-    """An evaluation of a pruned agent once more, for W&B's charts with sparsity on the x axis."""
-    if "prune/sparsity" not in row:
-        return {}
-    return {f"pareto/{key}": row[f"eval/{key}"] for key in ("return", "error") if f"eval/{key}" in row}
-
-
 class Logger:
     """Writes every row to all places."""
 
@@ -126,12 +64,12 @@ class Logger:
         """Opens them at a checkpoint: `size` bytes of metrics, `step` of `steps` environment steps."""
         self.file = MetricsFile(metrics, size)
         mode = wandb_mode(config)
-        self.wandb = WandbSink(config, mode, folder, metrics, settings) if mode != "disabled" else None
+        self.wandb = (
+            WandbSink(config, mode, folder=folder, metrics=metrics, settings=settings, say=self.say)
+            if mode != "disabled"
+            else None
+        )
         self.bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
-        if mode == "offline":
-            self.say(f"W&B: offline; to send the run later: wandb sync {folder}/wandb/offline-run-*")
-        elif self.wandb:
-            self.say(f"W&B: {self.wandb.run.url}")
 
     def write(self, row: Row) -> None:
         """Appends a row of metrics."""
@@ -164,32 +102,17 @@ class Logger:
         """Prints a line above the progress bar, on standard error."""
         tqdm.write(line, file=sys.stderr)
 
+    def interrupted(self) -> None:
+        """The run was asked to save and leave, and will be resumed."""
+        if self.wandb:
+            self.wandb.give_back()
+
     def close(self, summary: Mapping[str, Any] | None) -> None:
         """Closes all; `summary` is that of a finished run, or None."""
         self.bar.close()
         self.file.close()
         if self.wandb:
             self.wandb.close(summary)
-
-
-def wandb_mode(config: WandbConfig) -> str:
-    """`auto` decided: online where the user is logged in, else offline. Imports nothing."""
-    if config.mode != "auto":
-        return config.mode
-    mode = os.environ.get("WANDB_MODE")
-    if mode in ("online", "offline", "disabled"):
-        return mode
-    return "online" if os.environ.get("WANDB_API_KEY") or _has_netrc_entry() else "offline"
-
-
-def _has_netrc_entry() -> bool:
-    base = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = base.split("//")[-1].split("/")[0].split(":")[0]
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    try:
-        return netrc(path).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from tdmpc_prune.run import Run
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
+from tdmpc_prune.wandb_sink import check_login
 
 
 def train(config: AnyTrainConfig) -> dict[str, Any]:
@@ -35,6 +36,7 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
     folder.check(config)
     if (summary := folder.finished_summary(config)) is not None:
         return summary
+    check_login(config.wandb)
     with folder.locked(config):
         return _train(config, folder, device)
 
@@ -61,9 +63,11 @@ def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> d
         with running(folder.path, run.memory):
             try:
                 _learn(run, log)
-            except (Interrupted, Stopped):
+            except (Interrupted, Stopped) as stop:
                 run.save(log.file.sync())
                 log.say(f"saved at environment step {run.progress.env_step}; {AGAIN}")
+                if isinstance(stop, Interrupted):
+                    log.interrupted()
                 raise
             run.save(log.file.sync())
             summary = run.summary()
