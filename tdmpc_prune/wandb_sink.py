@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -93,7 +92,7 @@ class WandbSink:
             _within(SECONDS_TO_FINISH + SECONDS_OF_GRACE, lambda: run.finish(exit_code=code))
         except Exception as error:
             self._shut_down()
-            self.say(f"warning: W&B did not take all ({_reason(error)}); {self._sync}")
+            self.say(f"warning: W&B did not take all ({reason(error)}); {self._sync}")
 
     def _open(self) -> None:
         """Starts or resumes the W&B run, and sends what it lacks of the file."""
@@ -161,10 +160,10 @@ class WandbSink:
             except Exception:
                 self._shut_down()
             else:
-                self.say(f"warning: W&B failed ({_reason(error)}): the run goes on offline; {self._sync}")
+                self.say(f"warning: W&B failed ({reason(error)}): the run goes on offline; {self._sync}")
                 return
         self.say(
-            f"warning: W&B failed ({_reason(error)}): the run goes on without it, {self.metrics} has every line"
+            f"warning: W&B failed ({reason(error)}): the run goes on without it, {self.metrics} has every line"
         )
 
     def _shut_down(self) -> None:
@@ -220,11 +219,12 @@ def logged_in() -> bool:
     return False
 
 
-def masked(text: str) -> str:
-    """A text in one line, without the user's keys."""
+def reason(error: Exception) -> str:
+    """What an error of W&B's says, in a line, without the user's keys."""
+    said = str(error) or type(error).__name__
     for key in _keys():
-        text = text.replace(key, "***")
-    return " ".join(text.split())
+        said = said.replace(key, "***")
+    return " ".join(said.split())[:200].rstrip(".")
 
 
 def _keys() -> list[str]:
@@ -236,11 +236,6 @@ def _keys() -> list[str]:
         entry = netrc(path).authenticators(host)
         keys.append(entry and entry[2])
     return [key for key in keys if key]
-
-
-def _reason(error: Exception) -> str:
-    said = masked(str(error)) or type(error).__name__
-    return re.sub(r"[.\s]+$", "", said)[:200]
 
 
 def _within(seconds: float, action: Callable[[], Any]) -> None:

@@ -9,7 +9,9 @@ behind. What was tried and what came of it is in the sweep's folder alone: Ray's
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from typing import Any
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_kill_child_processes_on_worker_exit": "0",
+    "RAY_NUM_REDIS_GET_RETRIES": "120",  # seconds that its server may take to start, on a busy machine
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -46,7 +49,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 """Between two looks at a trial's metrics."""
 SECONDS_OF_A_STEP = 5.0
 """After which a trial reports even if there is nothing new, so that it can be stopped."""
-SHARE, EVALUATION, VALUE, END, PROBLEM = "share", "evaluation", "value", "end", "problem"
+SHARE, EVALUATION, VALUE, MACHINE, END, PROBLEM = "share", "evaluation", "value", "machine", "end", "problem"
 """What a trial reports."""
 
 
@@ -60,6 +63,7 @@ class TuneTrial(tune.Trainable):
             here = ray.util.get_node_ip_address()
             raise RuntimeError(f"machine {here} does not see {config['sweep']}: give a folder that all share")
         self.run, self.told = Path(config["run"]), 0
+        self.machine = ray.get_runtime_context().get_node_id()
         self.process = TrialProcess(
             config["line"], run=self.run, log=Path(config["log"]), threads=config["threads"]
         )
@@ -79,7 +83,7 @@ class TuneTrial(tune.Trainable):
             if self.told < len(values):
                 step, value = values[self.told]
                 self.told += 1
-                report = {SHARE: step / self.spec["steps"], VALUE: value}
+                report = {SHARE: step / self.spec["steps"], VALUE: value, MACHINE: self.machine}
                 # Without its time, the scheduler makes no decision.
                 return report | ({EVALUATION: self.told} if self.told >= self.spec["grace"] else {})
             if code == 2:  # a mistake in the settings: another try would say the same
@@ -220,18 +224,31 @@ def connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
+    elif re.fullmatch(r".+:\d+", address) and "://" not in address:
+        _check_listens(address)
     already = ray.is_initialized()
     try:
         if not already:
             ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
+        if address is None:
+            raise RuntimeError(f"Ray does not start on this machine ({reason})") from error
         raise UserError(f"--address {address}: no Ray cluster there ({reason}): ray start --head") from error
     try:
         yield
     finally:
         if not already:
             ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Refuses an address where nobody listens: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no Ray cluster there ({error}): ray start --head") from error
 
 
 def _check_resources(wanted: Resources) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tdmpc_prune.config import WandbConfig
 from tdmpc_prune.errors import Interrupted, UserError
-from tdmpc_prune.wandb_sink import logged_in, masked
+from tdmpc_prune.wandb_sink import logged_in, reason
 
 SWEEP_ID = re.compile(r"(?:(?:[\w.-]+/)?[\w.-]+/)?[\w-]+")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -48,10 +48,17 @@ def run(definition: Mapping[str, Any], *, join: str | None, count: int | None) -
             if sweep is None:  # W&B says the sweep's address
                 sweep = wandb.sweep(dict(definition), entity=entity, project=project)
             wandb.agent(sweep, entity=entity, project=project, count=count)
+    except Interrupted:
+        raise
     except Exception as error:
-        if isinstance(error, Interrupted):
-            raise
-        raise UserError(f"W&B's sweep {sweep or ''}: {_reason(error)}") from error
+        said = reason(error)
+        if "not found" in said.lower():
+            raise UserError(
+                f"W&B: {said}: give the sweep as its page names it, [[ENTITY/]PROJECT/]ID"
+            ) from error
+        raise UserError(
+            f"W&B: {said}: is it there, and is the login right (wandb login)? Else choose --engine ray"
+        ) from error
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def _stoppable() -> Iterator[None]:
 
     def stop(number: int, _: Any) -> None:
         if not came:
-            signal.setitimer(signal.ITIMER_REAL, 1)
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
         came.append(number)
         raise KeyboardInterrupt
 
@@ -79,10 +86,3 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
     if came:
         raise Interrupted
-
-
-def _reason(error: Exception) -> str:
-    said = masked(str(error)) or type(error).__name__
-    if "not found" in said.lower():
-        return f"{said[:200]}: see which sweeps there are, and give [[ENTITY/]PROJECT/]ID"
-    return f"{said[:200]}: try again when W&B answers, check your login (wandb login), or choose --engine ray"

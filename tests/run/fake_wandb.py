@@ -119,7 +119,9 @@ class Server(ThreadingHTTPServer):
 
     def on_Heartbeat(self, variables):
         running = json.loads(variables["runState"])
-        commands = [{"type": "stop", "run_id": run} for run in running if self.run(run).stopped]
+        commands = [
+            {"type": "stop", "run_id": run} for run in running if run in self.runs and self.runs[run].stopped
+        ]
         if not running:
             commands = [self.commands.pop(0) if self.commands else {"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(commands)}}
@@ -149,7 +151,7 @@ class Server(ThreadingHTTPServer):
         return {"model": {"bucket": bucket}}
 
     def on_RunStoppedStatus(self, variables):
-        return {"project": {"run": {"stopped": self.run(variables["runId"]).stopped}}}
+        return {"project": {"run": {"stopped": self.run(variables.get("run") or variables["runId"]).stopped}}}
 
     def on_CreateRunFiles(self, variables):
         files = [{"name": name, "uploadUrl": f"{self.url}/file"} for name in variables["files"]]

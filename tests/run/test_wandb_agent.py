@@ -1,14 +1,23 @@
 """What a W&B sweep agent asks of a run: its command lines, folders and ids, stopping and resuming."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
-from fake_wandb import agent_command
+import yaml
+from fake_wandb import KEY, SWEEP, Server, agent_command
+from small_runs import CARTPOLE, PENDULUM, assert_same_run, rows
 
+import tdmpc_prune
 from tdmpc_prune.arguments import SWITCHES
-from tdmpc_prune.cli import COMMANDS, parse
+from tdmpc_prune.cli import COMMANDS, main, parse
 from tdmpc_prune.config import AutoencoderTrainConfig, TDMPCTrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.run_folder import to_json
@@ -177,3 +186,223 @@ def test_all_switches_are_known():
 
     kinds = [kind for kind, _ in COMMANDS.values()] + [TDMPCTrainConfig, AutoencoderTrainConfig]
     assert {name for kind in kinds for name in switches(kind)} == {*SWITCHES} - {"help"}
+
+
+# Folders
+
+
+def test_a_trial_has_a_folder_of_its_own(monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "ab12cd34")
+    assert parse(BASE).folder == Path("runs/cartpole-swingup-laptop-s1")  # no trial without a run
+    monkeypatch.setenv("WANDB_RUN_ID", "x9_-Y")
+    assert parse(BASE).folder == Path("runs/sweep-ab12cd34/x9_-Y")
+    assert parse([*BASE, "--run-dir", "here"]).folder == Path("here")
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert parse(BASE).folder == Path("runs/cartpole-swingup-laptop-s1")
+
+
+@pytest.mark.parametrize("name", ["..", "../../home", "/tmp/x", "a/b", "a b", ".", "a\nb", "x" * 65, "é"])
+@pytest.mark.parametrize("variable", ["WANDB_SWEEP_ID", "WANDB_RUN_ID"])
+@pytest.mark.parametrize("typed", [[], ["--run-dir", "here"]])
+def test_ids_that_are_no_names_are_refused(variable, name, typed, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "ab12cd34")
+    monkeypatch.setenv("WANDB_RUN_ID", "ef56gh78")
+    monkeypatch.setenv(variable, name)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", *PENDULUM, *typed]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert "unset WANDB_SWEEP_ID" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# The real agent, in a process of its own, and the real client in its trials; only the server is ours
+
+ROOT = str(Path(tdmpc_prune.__file__).parents[1])
+QUICK = """
+import sys
+from wandb import wandb_agent
+wandb_agent.Agent.POLL_INTERVAL = 0.2
+from tdmpc_prune.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def words(arguments, mode):
+    """The settings of a small run, with W&B."""
+    rest = list(arguments)
+    rest[rest.index("--wandb.mode") + 1] = mode
+    return rest
+
+
+def sweep_file(arguments, mode, form="args"):
+    definition = {
+        "program": "tdmpc-prune",
+        "method": "grid",
+        "metric": {"name": "eval/return", "goal": "maximize"},
+        "command": ["${program}", "train", *words(arguments, mode), f"${{{form}}}"],
+        "parameters": {"seed": {"values": [1, 2]}},
+    }
+    Path("sweep.yaml").write_text(yaml.dump(definition))
+
+
+def start(server, *more):
+    """`tdmpc-prune sweep` as an agent; it asks the server for work more often than W&B's would."""
+    return subprocess.Popen(
+        [sys.executable, "-c", QUICK, "sweep", "sweep.yaml", "--engine", "wandb", *more],
+        env={**os.environ, **server.environment(), "PYTHONPATH": ROOT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process):
+    limit = time.monotonic() + 120
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < limit, "nothing happened for two minutes"
+        time.sleep(0.02)
+
+
+def trials(folder=Path("runs")):
+    return sorted(path.name for path in (folder / f"sweep-{SWEEP}").iterdir())
+
+
+def own(line):
+    return {key: value for key, value in line.items() if not key.startswith(("_", "pareto/"))}
+
+
+def test_trials_of_an_agent():
+    """Each in its folder and under its id; one that is refused stops no other; W&B gets every line."""
+    with Server() as server:
+        sweep_file(PENDULUM, "online", "args_json_file")
+        server.commands = [
+            server.trial("good1", seed=1),
+            server.trial("wrong", seed=-1),
+            server.trial("good2", seed=2, prune={"sparsity": 0.5}, agent__lr=0.002),
+            server.trial("quiet", seed=3, wandb={"mode": "offline"}),
+        ]
+        process = start(server)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert out.count("env step") == 3
+        assert f"{server.url}/team/tdmpc-prune/sweeps/{SWEEP}" in err
+        assert "tdmpc-prune: seed is -1; choose 0 to 2147483647\n" in err
+        assert "Traceback" not in err
+        assert KEY not in err
+        assert trials() == ["good1", "good2", "quiet"]
+        assert sorted(server.runs) == ["good1", "good2"]
+        for name in server.runs:
+            folder, run = Path(f"runs/sweep-{SWEEP}/{name}"), server.runs[name]
+            assert (folder / "wandb_id.txt").read_text() == name
+            assert [own(line) for line in run.lines] == rows(folder)
+            assert run.exit_code == 0
+            assert not run.preempting
+            summary = json.loads((folder / "summary.json").read_text())
+            assert run.summary["eval/return"] == summary["return"]
+            assert run.config["seed"] == summary["seed"] == int(name[-1])
+        assert server.runs["good2"].config["prune"]["sparsity"] == 0.5
+        assert server.runs["good2"].config["prune"]["events"] == 12
+        assert server.runs["good2"].config["agent"]["lr"] == 0.002
+    (file,) = Path(f"runs/sweep-{SWEEP}/quiet/wandb").glob("offline-run-*/*.wandb")
+    assert file.name == "run-quiet.wandb"
+
+
+def test_a_stopped_agent_gives_its_trial_back(undisturbed):
+    """The trial is saved and marked, and the next agent has it resumed, with all of its settings as W&B has them."""
+    metrics = Path(f"runs/sweep-{SWEEP}/trial1/metrics.jsonl")
+    with Server() as server:
+        sweep_file(CARTPOLE, "online")
+        server.commands = [server.trial("trial1", seed=1)]
+        process = start(server)
+        wait_for(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 1, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 1, err
+        assert out == ""
+        assert "Traceback" not in err
+        assert "saved at environment step" in err
+        run = server.runs["trial1"]
+        assert run.exit_code == 1
+        assert run.preempting
+        assert not (metrics.parent / "summary.json").exists()
+        before = len(run.lines)
+        assert [own(line) for line in run.lines] == rows(metrics.parent)
+
+        server.commands = [server.trial("trial1", "resume", **run.config)]
+        _, err = (process := start(server, "--join", SWEEP)).communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "resumed at environment step" in err
+        assert server.operations.count("UpsertSweep") == 1
+        assert trials() == ["trial1"]
+        assert len(run.lines) > before
+        assert [own(line) for line in run.lines] == rows(metrics.parent)
+        assert run.exit_code == 0
+    assert_same_run(metrics.parent, undisturbed["cartpole"].path)
+
+
+def test_a_trial_that_wandb_stops_is_not_given_back():
+    """By its user or early_terminate: it is saved, does not come back, and the agent goes on."""
+    metrics = Path(f"runs/sweep-{SWEEP}/lagging/metrics.jsonl")
+    with Server() as server:
+        sweep_file(CARTPOLE, "online")
+        server.commands = [server.trial("lagging", seed=1), server.trial("next", seed=-1)]
+        process = start(server)
+        wait_for(lambda: metrics.is_file() and metrics.read_bytes().count(b"\n") >= 1, process)
+        server.run("lagging").stopped = True
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert "saved at environment step" in err
+        assert "seed is -1" in err
+        assert server.runs["lagging"].exit_code == 1
+        assert not server.runs["lagging"].preempting
+        assert [own(line) for line in server.runs["lagging"].lines] == rows(metrics.parent)
+
+
+def refused(capsys, *more):
+    """The one line of an engine that cannot begin."""
+    sweep_file(PENDULUM, "online")
+    assert main(["sweep", "sweep.yaml", "--engine", "wandb", *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    said = [line for line in err.splitlines() if not line.startswith("wandb: ")]
+    assert len(said) == 1, err
+    assert "Traceback" not in err
+    assert KEY not in err
+    return said[0]
+
+
+@pytest.fixture
+def fresh():
+    """A W&B that has read nothing of the environment yet."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_an_agent_without_a_login(fresh, capsys):
+    assert "wandb login" in refused(capsys)
+
+
+@pytest.mark.parametrize("join", ["", "a/b/c/d", "../x", "a//b", "https://wandb.ai/a/b/sweeps/c", "a b"])
+def test_an_agent_of_no_sweeps_name(join, capsys):
+    refused(capsys, "--join", join)
+
+
+def test_an_agent_of_no_sweep(fresh, capsys, monkeypatch):
+    with Server() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        said = refused(capsys, "--join", "team/project/nosuch")
+    assert "team/project/nosuch" in said
+    assert "not found" in said
+
+
+def test_an_agent_without_a_server(fresh, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr("wandb.apis.public.api.Api._HTTP_TIMEOUT", 1)
+    said = refused(capsys)
+    assert "--engine ray" in said

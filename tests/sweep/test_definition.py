@@ -33,22 +33,37 @@ WRONG = {
     ),
     "a grid of real numbers": ({"parameters": {"a": {"min": 0.0, "max": 1.0}}}, "a grid needs values"),
     "bayes without a metric": ({"method": "bayes", "metric": None}, "method bayes needs a metric"),
-    "early end without a metric": ({"metric": None, "early_terminate": HYPERBAND}, "early_terminate needs a metric"),
+    "early end without a metric": (
+        {"metric": None, "early_terminate": HYPERBAND},
+        "early_terminate needs a metric",
+    ),
     "a metric that nobody measures": ({"metric": {"name": "eval_return"}}, "did you mean eval/return"),
     "a goal": ({"metric": {"name": "eval/return", "goal": "max"}}, "choose maximize, minimize"),
     "a target": ({"metric": {"name": "eval/return", "target": 3}}, "target of metric is not honoured"),
-    "imputation": ({"metric": {"name": "eval/return", "impute": "worst"}}, "impute of metric is not honoured"),
+    "imputation": (
+        {"metric": {"name": "eval/return", "impute": "worst"}},
+        "impute of metric is not honoured",
+    ),
     "another early end": ({"early_terminate": {"type": "envelope"}}, "choose hyperband"),
     "hyperband without its start": ({"early_terminate": {"type": "hyperband"}}, "min_iter is None"),
     "hyperband with both": (
         {"early_terminate": HYPERBAND | {"max_iter": 9, "s": 2}},
         "min_iter and max_iter; choose one",
     ),
-    "hyperband without s": ({"early_terminate": {"type": "hyperband", "max_iter": 9}}, "early_terminate.s is None"),
+    "hyperband without s": (
+        {"early_terminate": {"type": "hyperband", "max_iter": 9}},
+        "early_terminate.s is None",
+    ),
     "eta 1": ({"early_terminate": HYPERBAND | {"eta": 1}}, "eta is 1; choose more than 1"),
-    "not strict": ({"early_terminate": HYPERBAND | {"strict": False}}, "strict is false, which is not honoured"),
+    "not strict": (
+        {"early_terminate": HYPERBAND | {"strict": False}},
+        "strict is false, which is not honoured",
+    ),
     "misspelt in hyperband": ({"early_terminate": HYPERBAND | {"min_itr": 1}}, "did you mean min_iter"),
-    "W&B Launch": ({"job": "a/b/c:latest"}, "job of a sweep file is not honoured here (it is for W&B Launch)"),
+    "W&B Launch": (
+        {"job": "a/b/c:latest"},
+        "job of a sweep file is not honoured here (it is for W&B Launch)",
+    ),
     "a controller": ({"controller": {"type": "local"}}, "controller of a sweep file is not honoured"),
     "several metrics": ({"metrics": []}, "metrics of a sweep file is not honoured"),
     "a scheduler": ({"scheduler": {"engine": "ax"}}, "scheduler of a sweep file is not honoured"),
@@ -70,7 +85,9 @@ def test_wrong_files(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "3", "[1, 2]", "a: [", "\0", "&a [*a]", "!!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "content", ["", "3", "[1, 2]", "a: [", "\0", "&a [*a]", "!!python/object:os.system {}"]
+)
 def test_what_is_no_sweep_at_all(content, tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(content)
@@ -89,7 +106,10 @@ def test_missing_and_binary_files(tmp_path):
 
 UNTRAINABLE = {
     "no command": ({"command": None}, "command is missing"),
-    "another program": ({"program": "train.py"}, "runs train.py, not tdmpc-prune; choose program: tdmpc-prune"),
+    "another program": (
+        {"program": "train.py"},
+        "runs train.py, not tdmpc-prune; choose program: tdmpc-prune",
+    ),
     "another verb": ({"command": ["${program}", "evaluate", "${args}"]}, "lacks the verb train"),
     "a macro of W&B's that is none": ({"command": ["${program}", "train", "${agrs}"]}, "has ${agrs}"),
     "misspelt setting": ({"parameters": {"prune.sparsty": {"value": 0.8}}}, "--prune.sparsity"),
@@ -127,7 +147,9 @@ def test_all_that_is_understood(define):
         early_terminate={"type": "hyperband", "max_iter": 27, "s": 2, "eta": 3, "strict": True},
         parameters={
             "seed": {"values": [1, 2]},
-            "prune": {"parameters": {"limits": {"parameters": {"coupling": {"value": 0}}}, "end": {"value": 0.5}}},
+            "prune": {
+                "parameters": {"limits": {"parameters": {"coupling": {"value": 0}}}, "end": {"value": 0.5}}
+            },
         },
     )
     assert definition.name == "a name"

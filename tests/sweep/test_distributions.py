@@ -99,9 +99,18 @@ def test_the_ends_are_values_too(name, u):
 WRONG = {
     "nothing": ({}, "it needs value, values, min and max, or a distribution"),
     "misspelt key": ({"valeus": [1]}, "it needs value"),
-    "misspelt beside a right one": ({"values": [1], "probabilites": [1]}, "means nothing for categorical: choose values"),
-    "misspelt distribution": ({"distribution": "log_unifrom_values", "min": 1, "max": 2}, "did you mean log_uniform"),
-    "a key of another": ({"min": 1, "max": 2, "mu": 3}, "'mu' means nothing for int_uniform: choose min, max"),
+    "misspelt beside a right one": (
+        {"values": [1], "probabilites": [1]},
+        "means nothing for categorical: choose values",
+    ),
+    "misspelt distribution": (
+        {"distribution": "log_unifrom_values", "min": 1, "max": 2},
+        "did you mean log_uniform",
+    ),
+    "a key of another": (
+        {"min": 1, "max": 2, "mu": 3},
+        "'mu' means nothing for int_uniform: choose min, max",
+    ),
     "only one end": ({"min": 1}, "uniform needs max"),
     "ends exchanged": ({"min": 2, "max": 1}, "choose min below max"),
     "ends alike": ({"min": 2.0, "max": 2.0}, "choose min below max"),

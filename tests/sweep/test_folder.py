@@ -96,7 +96,9 @@ def test_a_folder_that_cannot_be_read(content, folder, define):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("line", ["3\n", "{}\n", '{"trial": 5, "status": "finished"}\n', "no JSON\n", "[" * 10**5 + "\n"])
+@pytest.mark.parametrize(
+    "line", ["3\n", "{}\n", '{"trial": 5, "status": "finished"}\n', "no JSON\n", "[" * 10**5 + "\n"]
+)
 def test_events_that_cannot_be_read(line, folder, define):
     folder.open(define(), 1)
     folder.close()

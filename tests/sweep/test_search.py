@@ -14,7 +14,9 @@ GRIDS = {
     "values": {"b": {"values": [0.1, 0.2]}, "a": {"values": ["x", "y", "z"]}, "c": {"value": True}},
     "whole numbers": {"n": {"min": 3, "max": 6}, "m": {"values": [1]}},
     "steps": {"n": {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25}, "m": {"values": [1, 2]}},
-    "nested": {"z": {"parameters": {"y": {"values": [1, 2]}, "x": {"parameters": {"w": {"values": [3, 4]}}}}}},
+    "nested": {
+        "z": {"parameters": {"y": {"values": [1, 2]}, "x": {"parameters": {"w": {"values": [3, 4]}}}}}
+    },
     "the same twice": {"a": {"values": [1, 2, 1]}, "b": {"values": [1]}},
     "lists": {"a": {"values": [[1, 2], [3]]}},
 }
@@ -40,7 +42,9 @@ def test_a_grid_that_never_ends_is_refused(define):
 
 
 def test_random_trials_hang_on_seed_and_number_alone(define):
-    definition = define(method="random", parameters={"a": {"min": 0.0, "max": 1.0}, "b": {"values": [1, 2, 3]}})
+    definition = define(
+        method="random", parameters={"a": {"min": 0.0, "max": 1.0}, "b": {"values": [1, 2, 3]}}
+    )
     forwards = [Random(definition, 7).propose(n).values for n in range(1, 21)]
     one = Random(definition, 7)
     backwards = [one.propose(n).values for n in range(20, 0, -1)]

@@ -37,7 +37,9 @@ def test_all_forms_mean_the_same(define):
 
 def test_what_the_engine_adds(define, tmp_path):
     definition = define(name="mine", project="p", entity="e")
-    line = command_line(definition, plan(definition, {"seed": 2}, Resources(2)), tmp_path / "run", Resources(2))
+    line = command_line(
+        definition, plan(definition, {"seed": 2}, Resources(2)), tmp_path / "run", Resources(2)
+    )
     config = parse_training(line)
     assert config.run_dir == tmp_path / "run"
     assert (config.threads, config.seed) == (2, 2)
@@ -45,7 +47,15 @@ def test_what_the_engine_adds(define, tmp_path):
 
 
 def test_what_the_file_says_goes_first(define, tmp_path):
-    command = ["${program}", "train", "cartpole-swingup", "--threads", "1", "--wandb.group=g", "--wandb.project=q"]
+    command = [
+        "${program}",
+        "train",
+        "cartpole-swingup",
+        "--threads",
+        "1",
+        "--wandb.group=g",
+        "--wandb.project=q",
+    ]
     definition = define(command=[*command, "${args}"], project="p")
     config = parse_training(
         command_line(definition, plan(definition, {"seed": 2}, Resources(4)), tmp_path, Resources(4))
