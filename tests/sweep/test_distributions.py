@@ -134,6 +134,6 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_descriptions(case):
     spec, said = WRONG[case]
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         distribution(spec)
     assert said in str(caught.value)

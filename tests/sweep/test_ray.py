@@ -254,7 +254,7 @@ def test_who_lags_behind_is_stopped_after_the_pruning(tmp_path):
     ("words", "said"),
     [
         (["--cpus-per-trial", "1000"], "no machine has more than"),
-        (["--gpus-per-trial", "64"], "no machine has more than"),
+        (["--gpus-per-trial", "1"], "device is cpu, and trials would hold GPUs"),
         (["--address", "127.0.0.1:9"], "no Ray cluster there"),
         (["--cpus-per-trial", "0"], "cpus_per_trial is 0.0; choose more than 0"),
         (["--cpus-per-trial", "nan"], "choose more than 0"),
