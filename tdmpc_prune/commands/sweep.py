@@ -16,6 +16,8 @@ from tdmpc_prune.errors import UserError
 if TYPE_CHECKING:
     from tdmpc_prune.sweep.definition import Definition
 
+CHECKED_FOR_WANDB = 50
+"""Random trials that are checked before W&B gets a sweep."""
 SHOWN = 20
 """Rows of the final table; trials.csv has all."""
 
@@ -116,7 +118,17 @@ def _with_ray(config: SweepConfig, definition: Definition) -> int:
 
 def _with_wandb(config: SweepConfig, definition: Definition) -> int:
     from tdmpc_prune.sweep import wandb_engine
+    from tdmpc_prune.sweep.driver import checked
+    from tdmpc_prune.sweep.search import search
 
+    if definition.method == "grid":
+        search(definition, config.seed)  # is it too large?
+    first_decision = checked(definition, CHECKED_FOR_WANDB, config.seed, None)
+    if definition.hyperband and definition.hyperband.first < first_decision:
+        raise UserError(
+            f"{config.file}: W&B would stop trials after {definition.hyperband.first} evaluations, in the middle of "
+            f"their removals; choose early_terminate.min_iter: {first_decision}"
+        )
     wandb_engine.run(definition.raw, join=config.join, count=config.count)
     return 0
 

@@ -49,27 +49,8 @@ class Sweep:
         self.total = min(limits)
         self.metric = definition.metric.name if definition.metric else FIRST_METRIC
         self.interrupted = False
-        self.first_decision = self._check(seed)
+        self.first_decision = checked(definition, self.total, seed, self.search, resources)
         self._fractions: dict[int, float] = {}
-
-    def _check(self, seed: int) -> int:
-        """Checks the settings of many trials, spread over all; returns the grace that suffices for them."""
-        # What a Bayesian search will try is not known yet; it draws from the same distributions.
-        source = Random(self.definition, seed) if self.definition.method == "bayes" else self.search
-        every = max(1, self.total // CHECKED)
-        numbers = range(1, self.total + 1, every)
-        plans = [plan(self.definition, source.propose(n).values, self.resources) for n in numbers]
-        hyperband = self.definition.hyperband
-        if hyperband is None:
-            return 1
-        grace = max(hyperband.first, *(one.grace for one in plans))
-        if grace >= max(one.evaluations for one in plans):
-            raise UserError(
-                f"{self.definition.path}: early_terminate could stop no trial: removals and the recovery from "
-                f"them last {grace} evaluations, which is to the end; choose a smaller prune.end or eval_every, "
-                "or leave it out"
-            )
-        return grace
 
     # Trials
 
@@ -234,6 +215,42 @@ class Sweep:
     def _words(self, trial: Trial) -> str:
         values = trial.proposal.values
         return ", ".join(f"{name} {_short(values[name])}" for name in self.definition.varied)
+
+
+def checked(
+    definition: Definition,
+    total: int,
+    seed: int,
+    source: Search | None,
+    resources: Resources | None = None,
+) -> int:
+    """Checks the settings of many trials, spread over all; returns the evaluations before a trial may be stopped.
+
+    Args:
+        definition: the sweep.
+        total: its trials.
+        seed: of the search.
+        source: proposes trials; None, or a Bayesian search, of which nobody knows what it will try: random
+            draws of the same distributions.
+        resources: of a trial; None: whatever it asks for.
+
+    Raises:
+        UserError: a trial cannot be trained, or none could be stopped early.
+    """
+    if source is None or definition.method == "bayes":
+        source = Random(definition, seed)
+    numbers = range(1, total + 1, max(1, total // CHECKED))
+    plans = [plan(definition, source.propose(n).values, resources) for n in numbers]
+    if definition.hyperband is None:
+        return 1
+    grace = max(definition.hyperband.first, *(one.grace for one in plans))
+    if grace >= max(one.evaluations for one in plans):
+        raise UserError(
+            f"{definition.path}: early_terminate could stop no trial: removals and the recovery from "
+            f"them last {grace} evaluations, which is to the end; choose a smaller prune.end or eval_every, "
+            "or leave it out"
+        )
+    return grace
 
 
 def _short(value: Any) -> str:

@@ -62,8 +62,8 @@ class Plan:
         return self.config.steps // self.config.eval_every + 2
 
 
-def plan(definition: Definition, values: Mapping[str, Any], resources: Resources) -> Plan:
-    """The settings of a trial.
+def plan(definition: Definition, values: Mapping[str, Any], resources: Resources | None) -> Plan:
+    """The settings of a trial; without `resources`, it may ask for any.
 
     Raises:
         UserError: the file's command or a setting is wrong, or cannot be honoured.
@@ -81,6 +81,8 @@ def plan(definition: Definition, values: Mapping[str, Any], resources: Resources
         raise UserError(f"{where}: run_dir is set, but every trial has a folder of its own: leave it out")
     if config.dry_run:
         raise UserError(f"{where}: dry_run is set, so nothing would be trained: leave it out")
+    if resources is None:
+        return Plan(line, config)
     if config.threads > resources.threads:
         raise UserError(
             f"{where}: threads is {config.threads}, but a trial has {resources.cpus:g} cores: "
