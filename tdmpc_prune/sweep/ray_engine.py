@@ -178,13 +178,14 @@ class OnSignal(tune.Stopper):
         return NoopStopper, ()
 
 
-def run(sweep: Sweep, *, address: str | None, retries: int) -> None:
+def run(sweep: Sweep, *, address: str | None, retries: int, trainable: type[TuneTrial] = TuneTrial) -> None:
     """Trains all open trials of a sweep, and returns when none is open any more.
 
     Args:
         sweep: the sweep, begun.
         address: of a running Ray cluster (`auto`: the one of this machine); None: this machine alone.
         retries: how often a trial that fails is tried again.
+        trainable: what trains a trial.
 
     Raises:
         UserError: there is no cluster, or no machine has what a trial needs.
@@ -197,7 +198,7 @@ def run(sweep: Sweep, *, address: str | None, retries: int) -> None:
             with StopSignals() as signals:
                 # Not tune.Tuner, which pickles all this to restore it: the sweep's folder restores itself.
                 tune.run(
-                    TuneTrial,
+                    trainable,
                     name="tune",
                     storage_path=str(state.absolute()),
                     search_alg=Proposals(sweep),

@@ -276,7 +276,7 @@ def own(line):
 def test_trials_of_an_agent():
     """Each in its folder and under its id; one that is refused stops no other; W&B gets every line."""
     with Server() as server:
-        sweep_file(PENDULUM, "online", "args_json_file")
+        sweep_file(PENDULUM, "online", "args_json")
         server.commands = [
             server.trial("good1", seed=1),
             server.trial("wrong", seed=-1),
