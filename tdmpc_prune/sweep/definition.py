@@ -156,6 +156,11 @@ def _definition(path: Path, raw: Any) -> Definition:
     if metric is None and (method == "bayes" or "early_terminate" in raw):
         needs = "method bayes" if method == "bayes" else "early_terminate"
         raise ValueError(f"{needs} needs a metric, for example eval/return with goal maximize")
+    if metric is not None and "early_terminate" in raw and not metric.name.startswith("eval/"):
+        raise ValueError(
+            f"early_terminate counts evaluations, and {metric.name} has values in between; "
+            "choose a metric.name like eval/return"
+        )
     return Definition(
         path=path,
         raw=raw,

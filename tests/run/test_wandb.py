@@ -523,7 +523,8 @@ def records(path):
 
 
 def history(path):
-    """The rows that a .wandb file holds, without W&B's own fields."""
+    """The rows that a .wandb file holds in the end, without W&B's own fields."""
+    sys.modules["wandb"].teardown()  # a finished run's last rows may still be on their way to the file
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":

@@ -37,6 +37,10 @@ WRONG = {
         {"metric": None, "early_terminate": HYPERBAND},
         "early_terminate needs a metric",
     ),
+    "early end by another metric": (
+        {"metric": {"name": "prune/params"}, "early_terminate": HYPERBAND},
+        "early_terminate counts evaluations, and prune/params has values in between",
+    ),
     "a metric that nobody measures": ({"metric": {"name": "eval_return"}}, "did you mean eval/return"),
     "a goal": ({"metric": {"name": "eval/return", "goal": "max"}}, "choose maximize, minimize"),
     "a target": ({"metric": {"name": "eval/return", "target": 3}}, "target of metric is not honoured"),

@@ -7,11 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import written
 
 from tdmpc_prune.cli import main
+from tdmpc_prune.sweep.driver import Sweep
+from tdmpc_prune.sweep.folder import SweepFolder
+from tdmpc_prune.sweep.search import Proposal
+from tdmpc_prune.sweep.trial import Resources
 
 ray = pytest.importorskip("ray")
 
@@ -226,28 +232,56 @@ def test_a_trial_that_fails_stops_no_other(tmp_path, capfd):
 
 
 def test_who_lags_behind_is_stopped_after_the_pruning(tmp_path):
-    """By size, which is known: every trial is larger than the one before, so all but the first are stopped."""
+    """One trial after the other: each is judged by those before it, and not before its removals are over."""
     file = written(
         tmp_path / "sweep.yaml",
         command=command("--steps", "9000", "--prune.end", "0.3", "--prune.sparsity", "0.5"),
-        metric={"name": "prune/params", "goal": "minimize"},
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
-        parameters={"agent.hidden_dim": {"values": [16, 32, 64]}},
+        parameters={"seed": {"values": [1, 2, 3, 4]}},
     )
     folder = tmp_path / "s"
     line = ["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder)]
-    assert main([*line, "--cpus-per-trial", str(len(os.sched_getaffinity(0)))]) == 0  # one after the other
+    assert main([*line, "--cpus-per-trial", str(len(os.sched_getaffinity(0)))]) == 0
     trials = outcomes(folder)
-    assert [trials[n]["status"] for n in (1, 2, 3)] == ["finished", "stopped", "stopped"]
-    for number in (2, 3):
+    first = 2 + 1 + 2  # evaluations until 30% of 9,000 steps, the one at step 0 among them, and two more
+    seen = {}
+    for number in sorted(trials):
         rows = trials[number]["rows"]
-        assert any("prune/event" in row for row in rows)
-        assert rows[-1]["env_step"] < 9000
-        # The decision came when the last removal was over, and two evaluations after it.
-        last = max(row["env_step"] for row in rows if "prune/event" in row)
-        after = [row for row in rows if "eval/return" in row and row["env_step"] > last]
-        assert len(after) >= 2
-        assert json.loads((folder / f"runs/{number:04d}/config.json").read_text())["config"]["steps"] == 9000
+        returns = [row["eval/return"] for row in rows if "eval/return" in row]
+        assert trials[number]["history"] == returns[: len(trials[number]["history"])]
+        assert len(returns) >= first
+        assert max(row["env_step"] for row in rows if "prune/event" in row) < rows[-1]["env_step"]
+        behind = bool(seen) and returns[first - 1] < np.percentile(list(seen.values()), 50)
+        seen[number] = returns[first - 1]
+        if behind:
+            assert trials[number]["status"] == "stopped"
+            assert rows[-1]["env_step"] < 9000
+    assert trials[1]["status"] == "finished"
+    assert {trial["status"] for trial in trials.values()} <= {"finished", "stopped"}
+
+
+def test_trials_of_earlier_sittings_count(define, tmp_path):
+    """The scheduler of a second sitting stops who lags behind trials that it never saw."""
+    from tdmpc_prune.sweep import ray_engine
+
+    definition = define(
+        command=command("--steps", "9000", "--prune.end", "0.3"),
+        early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
+        parameters={"seed": {"values": [1, 2, 3, 4]}},
+    )
+    folder = SweepFolder(tmp_path / "s")
+    folder.open(definition, 1)
+    for number, value in ((1, 50.0), (2, 10.0)):
+        folder.propose(number, Proposal({"seed": number}))
+        folder.end(number, "finished", value=value, history=[0.0, 0.0, 0.0, 0.0, value, 99.0])
+    sweep = Sweep(definition, folder, seed=1, count=None, resources=Resources())
+    assert sweep.first_decision == 5
+    scheduler = ray_engine._scheduler(sweep)
+    for name, value, decision in (("worse", 20.0, "STOP"), ("better", 40.0, "CONTINUE")):
+        trial = SimpleNamespace(trial_id=name)
+        scheduler.on_trial_add(None, trial)
+        assert scheduler.on_trial_result(None, trial, {"value": 0.0}) == "CONTINUE"  # no time, no decision
+        assert scheduler.on_trial_result(None, trial, {"evaluation": 5, "value": value}) == decision
 
 
 @pytest.mark.parametrize(
