@@ -121,9 +121,9 @@ def _with_wandb(config: SweepConfig, definition: Definition) -> int:
     from tdmpc_prune.sweep.driver import checked
     from tdmpc_prune.sweep.search import search
 
-    if definition.method == "grid":
-        search(definition, config.seed)  # is it too large?
-    first_decision = checked(definition, CHECKED_FOR_WANDB, config.seed, None)
+    grid = search(definition, config.seed) if definition.method == "grid" else None
+    total = (grid.size if grid else None) or CHECKED_FOR_WANDB
+    first_decision = checked(definition, total, config.seed, grid)
     if definition.hyperband and definition.hyperband.first < first_decision:
         raise UserError(
             f"{config.file}: W&B would stop trials after {definition.hyperband.first} evaluations, in the middle of "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.reading import read_json
 from tdmpc_prune.sweep.definition import Definition
 from tdmpc_prune.sweep.folder import SweepFolder, Trial
 from tdmpc_prune.sweep.search import Random, Search, search
@@ -82,8 +82,12 @@ class Sweep:
         if done := len(self._done()):
             self.say(f"{done} of {self.total} trials are done; the others go on")
 
-    def next_trial(self) -> Trial | None:
-        """The next trial to train, or None if there is none any more. One that cannot be trained fails here."""
+    def next_trial(self) -> dict[str, Any] | None:
+        """The next trial, or None if there is none any more; one that cannot be trained fails here.
+
+        Returns:
+            All that a machine must know to train it, as JSON values.
+        """
         while True:
             if self._again:
                 trial = self._again.pop(0)
@@ -93,19 +97,11 @@ class Sweep:
             else:
                 return None
             try:
-                self.plan(trial)
+                return self._spec(trial, plan(self.definition, trial.proposal.values, self.resources))
             except UserError as error:
                 self.failed(trial.number, str(error))
-                continue
-            return trial
 
-    def plan(self, trial: Trial) -> Plan:
-        """How a trial is trained."""
-        return plan(self.definition, trial.proposal.values, self.resources)
-
-    def spec(self, trial: Trial) -> dict[str, Any]:
-        """All that a machine must know to train a trial, as JSON values."""
-        planned = self.plan(trial)
+    def _spec(self, trial: Trial, planned: Plan) -> dict[str, Any]:
         run = self.folder.run(trial).absolute()
         return {
             "trial": trial.number,
@@ -166,7 +162,7 @@ class Sweep:
         rows = []
         for trial in self.folder.trials.values():
             path = self.folder.run(trial) / "summary.json"
-            summary: Mapping[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+            summary: Mapping[str, Any] = read_json(path) if path.is_file() else {}
             rows.append(
                 {
                     "trial": trial.number,

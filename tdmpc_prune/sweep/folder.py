@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_folder
+from tdmpc_prune.reading import parse_json, read_json
 from tdmpc_prune.run_folder import provenance, write_json
 from tdmpc_prune.sweep.definition import Definition
 from tdmpc_prune.sweep.search import Proposal
@@ -143,9 +144,9 @@ class SweepFolder:
                 return  # it was killed while it wrote its very first file
             raise UserError(f"{self.path} holds something that is no sweep: choose another --sweep-dir")
         try:
-            about = json.loads(self.about.read_text())
+            about = read_json(self.about)
             stored, stored_seed = dict(about["definition"]), about["seed"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.about} cannot be read ({error}): choose another --sweep-dir") from error
         wanted = json.loads(json.dumps(definition.raw, default=str))
         keys = [key for key in dict.fromkeys([*wanted, *stored]) if key not in MAY_CHANGE]
@@ -167,8 +168,8 @@ class SweepFolder:
             os.truncate(self.events, len(whole))
         try:
             for line in whole.splitlines():
-                self._replay(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                self._replay(parse_json(line, "a line"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{self.events} cannot be read ({error}): choose another --sweep-dir") from error
 
     def _replay(self, event: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ behind. What was tried and what came of it is in the sweep's folder alone: Ray's
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -115,8 +116,7 @@ class Proposals(Searcher):
         self.sweep = sweep
 
     def suggest(self, trial_id: str) -> Any:
-        trial = self.sweep.next_trial()
-        return Searcher.FINISHED if trial is None else self.sweep.spec(trial)
+        return self.sweep.next_trial() or Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """The events below tell the sweep."""
@@ -191,6 +191,7 @@ def run(sweep: Sweep, *, address: str | None, retries: int, trainable: type[Tune
         UserError: there is no cluster, or no machine has what a trial needs.
         Interrupted: a signal came; all trials saved themselves.
     """
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it shows tracebacks of trials; we say a line
     with connected(address):
         _check_resources(sweep.resources)
         state = sweep.folder.path / "ray"
@@ -287,6 +288,8 @@ def _scheduler(sweep: Sweep) -> TrialScheduler:
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial failed, in a line."""
-    lines = [line for line in str(trial.get_error() or "").splitlines() if line.strip()]
-    return lines[-1].strip()[-300:] if lines else "its machine is gone"
+    """Why a trial failed last, in a line: what `TuneTrial` raised, if it had time to."""
+    file = Path(trial.error_file)
+    lines = file.read_text().splitlines() if file.is_file() else []
+    raised = next((line for line in reversed(lines) if line.strip()), "").partition("RuntimeError: ")[2]
+    return raised[:300] or "its machine is gone"

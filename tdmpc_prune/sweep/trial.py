@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tdmpc_prune.arguments import parse_training
-from tdmpc_prune.config import AnyTrainConfig
+from tdmpc_prune.config import AnyTrainConfig, WandbConfig
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.reading import read_rows
 from tdmpc_prune.sweep.command import words
 from tdmpc_prune.sweep.definition import Definition
 
@@ -98,13 +98,13 @@ def plan(definition: Definition, values: Mapping[str, Any], resources: Resources
 def command_line(definition: Definition, planned: Plan, run: Path, resources: Resources) -> list[str]:
     """The whole command line of a trial, as a user could type it."""
     line = [*planned.words, "--run-dir", str(run)]
-    wandb = planned.config.wandb
+    wandb, unset = planned.config.wandb, WandbConfig()
     if not planned.config.threads:
         line += ["--threads", str(resources.threads)]
     if wandb.group is None:
         line += ["--wandb.group", definition.name]
     for key in ("project", "entity"):
-        if key in definition.raw and not any(key in word for word in planned.words):
+        if key in definition.raw and getattr(wandb, key) == getattr(unset, key):
             line += [f"--wandb.{key}", definition.raw[key]]
     return line
 
@@ -154,9 +154,6 @@ class TrialProcess:
 
 def values_of(metrics: Path, name: str) -> list[tuple[int, float]]:
     """Environment step and value of a metric, of all whole lines that have it."""
-    try:
-        content = metrics.read_bytes()
-    except FileNotFoundError:
+    if not metrics.exists():
         return []
-    rows = (json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines())
-    return [(row["env_step"], row[name]) for row in rows if name in row]
+    return [(row["env_step"], row[name]) for row in read_rows(metrics) if name in row]

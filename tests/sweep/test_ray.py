@@ -190,13 +190,13 @@ def test_a_cluster_of_two_machines_loses_one(undisturbed, tmp_path, monkeypatch,
         cluster.shutdown()
     assert killed, "no trial ran on the second node"
     said = capfd.readouterr().err
-    assert f"trial {killed[0]} failed and is tried again" in said
+    assert f"trial {killed[0]} failed and is tried again: its machine is gone" in said
     assert code == 0
     assert outcomes(folder) == outcomes(undisturbed)
 
 
 def test_a_trial_that_fails_stops_no_other(tmp_path, capfd):
-    """One trial's settings are refused when it starts; a second one's process is killed, and tried again."""
+    """One trial's settings are refused when it starts: no second try would help, and the other one goes on."""
     missing = tmp_path / "nowhere"
     file = written(
         tmp_path / "sweep.yaml",
@@ -229,6 +229,30 @@ def test_a_trial_that_fails_stops_no_other(tmp_path, capfd):
     )
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder)]) == 0
     assert (folder / "runs/0002/metrics.jsonl").stat().st_mtime_ns == first
+
+
+def test_a_trial_that_fails_again_and_again(tmp_path, capfd):
+    """It diverges at once, is tried again as often as is allowed, and reported."""
+    file = written(
+        tmp_path / "sweep.yaml",
+        command=command("--steps", "1500", "--skip-limit", "1"),
+        parameters={"agent.lr": {"values": [1.0e29, 0.001]}},
+    )
+    folder = tmp_path / "s"
+    line = ["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder), "--retries", "1"]
+    assert main(line) == 1
+    err = capfd.readouterr().err
+    assert (
+        err.count("trial 1 failed and is tried again: exit code 1: tdmpc-prune: cartpole-swingup, step ") == 1
+    )
+    assert err.count("trial 1 failed: ") == 1
+    assert "Traceback" not in err
+    trials = {}
+    for event in events(folder):
+        trials.setdefault(event["trial"], {}).update(event)
+    assert [trials[n]["status"] for n in (1, 2)] == ["failed", "finished"]
+    assert "exit code 1" in trials[1]["error"]
+    assert "diverges" in trials[1]["error"]
 
 
 def test_who_lags_behind_is_stopped_after_the_pruning(tmp_path):
