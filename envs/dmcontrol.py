@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gymnasium
@@ -13,6 +15,10 @@ from envs.compat import SimulatorError
 from envs.gl import enable_gl, without_gl
 
 _UNLIMITED = 1e10  # mjMAXVAL: what dm_control's action spec says of an actuator without limits
+_SKY = "./common/skybox.xml"  # among the assets of the suite's models
+_SMALL_SKY = b'''<mujoco><asset>
+    <texture name="skybox" type="skybox" builtin="flat" width="1" height="1"/>
+</asset></mujoco>'''
 _CAMERA = {"quadruped": "y", "dog": "y-axis"}  # side views; there, camera 0 may look away from the body
 
 Observation = dict[str, np.ndarray]
@@ -31,6 +37,17 @@ def _legacy_seed(seed: int) -> int | list[int]:
         seed, word = divmod(seed, 2**32)
         words.append(word)
     return words
+
+
+@contextmanager
+def _small_sky(assets: dict[str, bytes]) -> Iterator[None]:
+    """Inside it, models get a sky of six pixels: the suite's own takes 11 MB, and most of the time to make one."""
+    own = dict(assets)
+    assets[_SKY] = _SMALL_SKY
+    try:
+        yield
+    finally:
+        assets.update(own)
 
 
 class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -69,7 +86,8 @@ class DMControlEnv(gymnasium.Env[Observation, np.ndarray]):
         self._physics_error = PhysicsError
         if render_mode is not None:
             enable_gl()
-        self._env = suite.load(domain, task, task_kwargs={"random": legacy_random_state(seed)})
+        with nullcontext() if render_mode is not None else _small_sky(suite.common.ASSETS):
+            self._env = suite.load(domain, task, task_kwargs={"random": legacy_random_state(seed)})
         self._physics = self._env.physics
         self.render_mode = render_mode
         self._render_size = render_size
