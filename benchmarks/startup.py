@@ -5,13 +5,14 @@
 `train` evaluates the new agent before it learns: its first environment step is the evaluation's, the first one that
 it learns from comes after ten episodes. Both are shown. A child takes the time when they are over, and then sends
 itself the SIGTERM by which a run saves and leaves. "first start" has no bytecode, as after an installation that
-compiles none; the files themselves are in memory either way.
+compiles none; the files themselves are in memory either way. CPU seconds are for machines that do other things, too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,9 @@ import tyro
 from tdmpc_prune.commands.common import print_json, show_table
 
 ROOT = Path(__file__).parents[1]
+
+Seconds = tuple[float, float]
+"""Wall and CPU seconds since the process began."""
 
 HELP: dict[str, list[str]] = {
     "--help": ["--help"],
@@ -45,7 +49,7 @@ def timed(kind, name):
 
     def first(self, *arguments):
         result = step(self, *arguments)
-        times[name] = time.time() - started
+        times[name] = time.time() - started, time.process_time()
         kind.step = step
         if name == "training step":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -81,9 +85,9 @@ class Options:
     """Print one JSON object."""
 
 
-def seconds_to_end(words: Sequence[str], environment: dict[str, str]) -> float:
-    """Wall seconds of a whole command."""
-    start = time.perf_counter()
+def seconds_to_end(words: Sequence[str], environment: dict[str, str]) -> Seconds:
+    """Those of a whole command."""
+    start, cpu = time.perf_counter(), _cpu_of_children()
     subprocess.run(
         [sys.executable, "-m", "tdmpc_prune", *words],
         cwd=ROOT,
@@ -91,11 +95,16 @@ def seconds_to_end(words: Sequence[str], environment: dict[str, str]) -> float:
         check=False,
         capture_output=True,
     )
-    return time.perf_counter() - start
+    return time.perf_counter() - start, _cpu_of_children() - cpu
 
 
-def seconds_to_steps(words: Sequence[str], environment: dict[str, str]) -> dict[str, float]:
-    """Wall seconds until the first environment step, and the first training step, of `train WORDS` are over."""
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def seconds_to_steps(words: Sequence[str], environment: dict[str, str]) -> dict[str, Seconds]:
+    """Those until the first environment step, and the first training step, of `train WORDS` are over."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", CHILD, str(time.time()), "train", *words, "--run-dir", f"{folder}/run"],
@@ -106,12 +115,12 @@ def seconds_to_steps(words: Sequence[str], environment: dict[str, str]) -> dict[
             text=True,
         )
     assert done.stdout, done.stderr
-    times: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    times: dict[str, Seconds] = json.loads(done.stdout.splitlines()[-1])
     assert len(times) == 2, done.stderr
     return times
 
 
-def start_all(options: Options, environment: dict[str, str]) -> dict[str, float]:
+def start_all(options: Options, environment: dict[str, str]) -> dict[str, Seconds]:
     """Every command once."""
     found = {name: seconds_to_end(words, environment) for name, words in HELP.items()}
     for mode in options.wandb:
@@ -128,8 +137,13 @@ def main(options: Options) -> None:
     start_all(options, dict(os.environ))  # whoever had no bytecode has it now
     warm = [start_all(options, dict(os.environ)) for _ in range(options.repeats)]
     rows = [
-        {"seconds until": name, "first start": round(first[name], 2), "median": round(median(s), 2)}
-        for name, s in ((name, [run[name] for run in warm]) for name in first)
+        {
+            "seconds until": name,
+            "first start": round(first[name][0], 2),
+            "median": round(median(run[name][0] for run in warm), 2),
+            "CPU": round(median(run[name][1] for run in warm), 2),
+        }
+        for name in first
     ]
     if options.json:
         print_json({"threads": options.threads, "repeats": options.repeats, "rows": rows})
