@@ -47,7 +47,7 @@ import sys
 from tdmpc_prune.cli import main
 from tdmpc_prune.collect import Collector
 
-def first(self, choose):
+def first(self, *arguments):
     print()
     print(*sorted({name.partition(".")[0] for name in sys.modules}))
     sys.exit()
