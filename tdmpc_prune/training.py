@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
@@ -41,7 +42,7 @@ class TrainingProgress(Progress):
     logged_episodes: int = 0
     """Training episodes whose row of metrics was written."""
     train_return: float = 0.0
-    """Return of the last training episode."""
+    """Return of the last training episode; the mean of those that ended with it, where there are several."""
     calibration_episodes: int = 0
     """Episodes spent on calibrating the allocation."""
     eval_return: float = 0.0
@@ -51,7 +52,7 @@ class TrainingProgress(Progress):
 
 
 class Training(Run):
-    """A run that learns a control task, one episode of it at a time."""
+    """A run that learns a control task, an episode of it at a time, or a round of several side by side."""
 
     outcome = "return"
     memory = "--eval-episodes, --agent.batch-size or --agent.replay.capacity"
@@ -62,9 +63,14 @@ class Training(Run):
     def _build(self, state: Mapping[str, Any] | None) -> None:
         config = self.config
         agent_seed, replay_seed, collect_seed = seeds(config.seed, 3)
-        env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
+        envs = [
+            make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
+            for _ in range(config.envs or 1)
+        ]
+        env = envs[0]
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
-        _check_lengths(config, env.get_wrapper_attr("max_episode_steps"))
+        self.longest: int = env.get_wrapper_attr("max_episode_steps")
+        _check_lengths(config, self.longest)
         if state and not self.resumed:
             check_origin(config, state, architecture(config.agent, obs_dim, action_dim))
         self.progress = TrainingProgress()
@@ -78,7 +84,7 @@ class Training(Run):
         )
         self.replay = self.agent.make_replay(replay_seed)
         self.planner = self.agent.make_planner()
-        self.collector = Collector(env, collect_seed)
+        self.collector = Collector(envs, collect_seed)
         self.evaluator = Evaluator(
             config.task,
             env_seed=config.seed,
@@ -97,7 +103,7 @@ class Training(Run):
 
     @property
     def pending_updates(self) -> int:
-        """Updates that are owed: one per agent step once the random phase is over, after each episode."""
+        """Updates that are owed: one per agent step once the random phase is over, after each round."""
         random_phase = self.progress.agent_step < self.config.agent.random_steps
         if random_phase or not self.between_episodes or not self.replay.ready:
             return 0
@@ -105,7 +111,7 @@ class Training(Run):
 
     @property
     def episode_unlogged(self) -> bool:
-        """Whether an episode ended whose row of metrics was not written."""
+        """Whether episodes ended whose row of metrics was not written: one row for those that ended together."""
         return self.collector.episode > self.progress.logged_episodes
 
     @property
@@ -116,24 +122,33 @@ class Training(Run):
     # Steps
 
     def collect(self) -> int:
-        """Makes one agent step; returns its environment steps.
+        """Makes one agent step in every environment at work; returns the environment steps of all.
 
         Raises:
-            Stopped: the simulator fails; all is as it was before.
+            Stopped: a simulator fails; all is as it was before.
         """
         drawn, mean = self.agent.generator.get_state(), self.planner.mean
         try:
-            env_steps, episode = self.collector.step(self._choose)
+            step = self.collector.step(self._choose, self._next_round)
         except SimulatorError as error:
             self.agent.generator.set_state(drawn)
             self.planner.mean = mean
             raise Stopped(simulator_line(self.place, error)) from error
-        self.progress.env_step += env_steps
-        self.progress.agent_step += 1
-        if episode is not None:
-            self.replay.add(episode)
-            self.progress.train_return = float(episode.reward.sum())
-        return env_steps
+        self.progress.env_step += step.env_steps
+        self.progress.agent_step += len(step.going_on)
+        if self.between_episodes:
+            for episode in step.episodes:
+                self.replay.add(episode)
+            self.progress.train_return = float(np.mean([float(e.reward.sum()) for e in step.episodes]))
+        elif not all(step.going_on):
+            self.planner.keep(torch.tensor(step.going_on, device=self.agent.device))
+        return step.env_steps
+
+    @property
+    def _next_round(self) -> int:
+        """Episodes of the next round: never more than the steps that are left can need."""
+        left = self.config.steps - self.progress.env_step
+        return min(len(self.collector.envs), max(-(-left // self.longest), 1))
 
     def update(self) -> None:
         """Makes one update of the agent."""
@@ -230,21 +245,22 @@ class Training(Run):
     def _load_own(self, tensors: Mapping[str, Tensor]) -> None:
         self.collector.load_state_dict(checkpoint.select("collector", tensors))
         if (mean := tensors.get("planner_mean")) is not None:
-            check_shape("planner_mean", mean, 1, None, self.agent.action_dim)
+            planned = None if self.between_episodes else self.collector.running
+            check_shape("planner_mean", mean, planned, None, self.agent.action_dim)
         self.planner.mean = None if mean is None else mean.to(self.agent.device)
 
     def close(self) -> None:
         """Frees the simulators."""
-        self.collector.env.close()
+        self.collector.close()
         self.evaluator.close()
 
     def _choose(self, obs: np.ndarray, first: bool) -> np.ndarray:
-        """A random action in the random phase, a planned one with exploration noise after it."""
+        """Random actions in the random phase, planned ones with exploration noise after it."""
         if first:
             self.planner.reset()
         if self.progress.agent_step < self.config.agent.random_steps:
-            return self.agent.random_action()
-        return self.agent.plan(obs[None], self.planner, self.progress.agent_step, explore=True)[0]
+            return np.stack([self.agent.random_action() for _ in obs])
+        return self.agent.plan(obs, self.planner, self.progress.agent_step, explore=True)
 
 
 def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
@@ -257,9 +273,9 @@ def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
             "at most: lower it"
         )
     # Gymnasium's tasks may be meant to end early; DMControl's go on to the end.
-    certain = TASKS[config.task].suite == "dmcontrol"
-    if certain and agent.replay.capacity < longest + agent.horizon:
+    certain, rows = TASKS[config.task].suite == "dmcontrol", (config.envs or 1) * (longest + agent.horizon)
+    if certain and agent.replay.capacity < rows:
         raise UserError(
-            f"agent.replay.capacity is {agent.replay.capacity}, but an episode of {config.task} takes "
-            f"{longest + agent.horizon} rows: raise it"
+            f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings {rows} rows at once: "
+            "raise it"
         )

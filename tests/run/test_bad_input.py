@@ -73,6 +73,15 @@ WRONG = {
     "huge seed": ([*TASK, "--seed", "2147483648"], "2147483647"),
     "no action repeat": ([*TASK, "--action-repeat", "0"], "action_repeat is 0"),
     "never evaluate": ([*TASK, "--eval-every", "0"], "eval_every is 0"),
+    "no environment": ([*TASK, "--envs", "0"], "envs is 0"),
+    "negative environments": ([*TASK, "--envs=-4"], "envs is -4"),
+    "half an environment": ([*TASK, "--envs", "1.5"], "1.5"),
+    "more environments than one batch should hold": ([*TASK, "--envs", "65"], "at most 64"),
+    "environments of an autoencoder": (["train", "autoencoder", "--envs", "2"], "--envs"),
+    "replay smaller than what comes at once": (
+        [*TASK, "--threads", "1", "--envs", "4", "--agent.replay.capacity", "500", "--eval-episodes", "1"],
+        "capacity",
+    ),
     "no evaluation episodes": ([*TASK, "--eval-episodes", "0"], "eval_episodes is 0"),
     "never save": ([*TASK, "--checkpoint-every", "-1"], "checkpoint_every is -1"),
     "negative threads": ([*TASK, "--threads", "-1"], "threads is -1"),
@@ -414,6 +423,7 @@ def test_folder_with_another_programs_config(content, refused, folder):
         (["--agent.planner.num-elites", "5"], "agent.planner.num_elites (stored 4, now 5)"),
         (["--eval-episodes", "3"], "eval_episodes (stored 2, now 3)"),
         (["--action-repeat", "20"], "action_repeat (stored 40, now 20)"),
+        (["--envs", "4"], "envs (stored None, now 4)"),
     ],
 )
 def test_folder_of_a_run_with_other_settings(setting, said, refused, finished, folder):
@@ -576,13 +586,14 @@ def test_resume_on_a_simulator_that_differs(refused, finished, folder, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(StopSignals, "check", stop)
         assert cli.main(command) == 1
-    real = Collector._reset
+    real = Collector._begin
 
-    def reset(self):
-        real(self)
-        self.observations[0] = np.nextafter(self.observations[0], np.float32(9))
+    def begin(self, episodes):
+        [recording] = real(self, episodes)
+        recording.observations[0] = np.nextafter(recording.observations[0], np.float32(9))
+        return [recording]
 
-    monkeypatch.setattr(Collector, "_reset", reset)
+    monkeypatch.setattr(Collector, "_begin", begin)
     assert "resume with the versions of mujoco" in refused(*command)
 
 

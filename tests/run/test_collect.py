@@ -41,25 +41,35 @@ class Corridor(gymnasium.Env):
 
 
 def act(value):
-    return lambda obs, first: np.full(1, value)
+    return lambda obs, first: np.full((len(obs), 1), value)
 
 
 def walk(collector, steps, value=0.5):
     return [collector.step(act(value)) for _ in range(steps)]
 
 
+def assert_same_steps(steps, expected):
+    for step, other in zip(steps, expected, strict=True):
+        assert (step.env_steps, step.going_on) == (other.env_steps, other.going_on)
+        for episode, wanted in zip(step.episodes, other.episodes, strict=True):
+            assert episode.terminated == wanted.terminated
+            for name in ("obs", "action", "reward"):
+                assert torch.equal(getattr(episode, name), getattr(wanted, name))
+
+
 def test_an_episode_holds_what_happened():
-    collector = Collector(Corridor(limit=3), seed=1)
+    collector = Collector([Corridor(limit=3)], seed=1)
     seen = []
 
     def choose(obs, first):
-        seen.append((obs.copy(), first))
-        return np.array([0.25 * len(seen)])
+        seen.append((obs[0].copy(), first))
+        return np.array([[0.25 * len(seen)]])
 
     results = [collector.step(choose) for _ in range(4)]
-    assert [env_steps for env_steps, _ in results] == [3, 3, 3, 3]
-    assert [episode is not None for _, episode in results] == [False, False, True, False]
-    episode = results[2][1]
+    assert [step.env_steps for step in results] == [3, 3, 3, 3]
+    assert [step.going_on for step in results] == [[True], [True], [False], [True]]
+    assert [len(step.episodes) for step in results] == [0, 0, 1, 0]
+    [episode] = results[2].episodes
     assert len(episode) == 3
     assert not episode.terminated
     assert episode.obs.shape == (4, 2)
@@ -71,22 +81,22 @@ def test_an_episode_holds_what_happened():
 
 
 def test_a_true_end_is_no_time_limit():
-    collector = Collector(Corridor(limit=9, end=1.0), seed=1)
-    *_, (_, episode) = walk(collector, 2, value=0.9)
+    collector = Collector([Corridor(limit=9, end=1.0)], seed=1)
+    [episode] = walk(collector, 2, value=0.9)[-1].episodes
     assert episode.terminated
     assert collector.between_episodes
 
 
 def test_both_at_once_is_a_true_end():
-    *_, (_, episode) = walk(Collector(Corridor(limit=2, end=1.0), seed=1), 2, value=0.9)
+    [episode] = walk(Collector([Corridor(limit=2, end=1.0)], seed=1), 2, value=0.9)[-1].episodes
     assert episode.terminated
 
 
 def test_actions_are_clipped_before_anyone_sees_them():
     env = Corridor(limit=2)
-    collector = Collector(env, seed=1)
+    collector = Collector([env], seed=1)
     collector.step(act(7.0))
-    _, episode = collector.step(act(-7.0))
+    [episode] = collector.step(act(-7.0)).episodes
     assert [float(a[0]) for a in env.taken] == [1.0, -1.0]
     assert env.taken[0].dtype == np.float32
     assert episode.action.flatten().tolist() == [1.0, -1.0]
@@ -95,7 +105,7 @@ def test_actions_are_clipped_before_anyone_sees_them():
 def test_episodes_differ_and_depend_on_seed_and_number_alone():
     def starts(seed, value):
         env = Corridor(limit=2)
-        collector = Collector(env, seed)
+        collector = Collector([env], seed)
         walk(collector, 6, value)
         return env.seeds
 
@@ -106,16 +116,11 @@ def test_episodes_differ_and_depend_on_seed_and_number_alone():
 
 @pytest.mark.parametrize("before", [0, 1, 4, 5, 7])
 def test_a_restored_collector_goes_on_as_the_old_one(before):
-    old, new = Collector(Corridor(), seed=1), Collector(Corridor(), seed=1)
+    old, new = Collector([Corridor()], seed=1), Collector([Corridor()], seed=1)
     walk(old, before)
     new.load_state_dict(old.state_dict())
     assert (new.episode, new.between_episodes) == (old.episode, old.between_episodes)
-    for (steps, episode), (expected_steps, expected) in zip(walk(new, 7), walk(old, 7), strict=True):
-        assert steps == expected_steps
-        assert (episode is None) == (expected is None)
-        if episode is not None:
-            for name in ("obs", "action", "reward"):
-                assert torch.equal(getattr(episode, name), getattr(expected, name))
+    assert_same_steps(walk(new, 7), walk(old, 7))
 
 
 @pytest.mark.parametrize("task", ["cartpole-swingup", "InvertedPendulum-v5", "quadruped-escape"])
@@ -123,10 +128,10 @@ def test_a_simulator_is_brought_back_by_its_actions(task):
     rng = np.random.default_rng(0)
 
     def choose(obs, first):
-        return rng.uniform(-0.1, 0.1, env.action_space.shape)
+        return rng.uniform(-0.1, 0.1, (1, *env.action_space.shape))
 
     env, other = make_env(task, seed=1, action_repeat=1), make_env(task, seed=1, action_repeat=1)
-    old, new = Collector(env, seed=3), Collector(other, seed=3)
+    old, new = Collector([env], seed=3), Collector([other], seed=3)
     walk_until_episode_two = 0
     while old.episode == 0 and walk_until_episode_two < 4:
         old.step(choose)
@@ -144,14 +149,14 @@ def test_a_simulator_is_brought_back_by_its_actions(task):
 
 
 def test_a_simulator_that_differs_is_noticed():
-    old, new = Collector(Corridor(), seed=1), Collector(Corridor(version=1.000001), seed=1)
+    old, new = Collector([Corridor()], seed=1), Collector([Corridor(version=1.000001)], seed=1)
     walk(old, 3)
     with pytest.raises(RuntimeError, match="does not repeat the stored episode bit by bit"):
         new.load_state_dict(old.state_dict())
 
 
 def test_a_stored_state_shares_no_memory():
-    collector = Collector(Corridor(), seed=1)
+    collector = Collector([Corridor()], seed=1)
     walk(collector, 2)
     state = collector.state_dict()
     copies = {name: tensor.clone() for name, tensor in state.items()}
