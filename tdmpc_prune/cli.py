@@ -10,7 +10,7 @@ from typing import Any
 from envs import SimulatorError, check_simulators
 from tdmpc_prune import arguments as command_line
 from tdmpc_prune.arguments import PROG
-from tdmpc_prune.commands import evaluate, export, report, stability, sweep, train, validate
+from tdmpc_prune.commands import benchmark, evaluate, export, report, stability, sweep, train, validate
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Failure, Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "stability": (stability.StabilityConfig, stability.run),
     "report": (report.ReportConfig, report.run),
     "export": (export.ExportConfig, export.run),
+    "benchmark": (benchmark.BenchmarkConfig, benchmark.run),
 }
 """Settings and doing of every verb, in the order that help shows them."""
 
