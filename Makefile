@@ -42,8 +42,8 @@ format: .venv/ready ## mend style and format
 type: .venv/ready ## check types
 	$(BIN)/mypy
 
-bench: .venv/ready ## milliseconds and GFLOP of an update and a plan
-	$(BIN)/python -m benchmarks.speed $(ARGS)
+bench: .venv/ready ## milliseconds: ours, the simple way, the roofline, trick by trick (ARGS="--upstream PATH")
+	$(BIN)/python -m benchmarks.speed --tricks $(ARGS)
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
