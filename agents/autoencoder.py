@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.autoencoder_config import AutoencoderConfig
-from agents.gradients import finite_norm
+from agents.gradients import adam, finite_norm, step
 from agents.networks import mlp, widths
 
 Observe = Callable[[Iterable[nn.Parameter]], None]
@@ -38,8 +38,7 @@ class Autoencoder:
             torch.manual_seed(seed)
             self.encoder = mlp(sizes["encoder"]).to(self.device)
             self.decoder = mlp(sizes["decoder"]).to(self.device)
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self._parameters(), lr=config.lr, fused=fused)
+        self.optimizer = adam(self._parameters(), config.lr)
         self.updates = 0
 
     @property
@@ -74,8 +73,7 @@ class Autoencoder:
         grad_norm = finite_norm(parameters)
         if observe:
             observe(parameters)
-        nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip, grad_norm)
-        self.optimizer.step()
+        step(self.optimizer, parameters, grad_norm, self.config.grad_clip)
         return {"reconstruction_loss": loss.detach(), "grad_norm": grad_norm.detach()}
 
     def architecture(self) -> dict[str, list[int]]:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import pairwise
-from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-FEWEST_ROWS = 16
-"""From this many rows and two outputs on, a row of a matrix product is the same bit by bit (seen, MKL on a CPU)."""
-
-Network = TypeVar("Network", bound=nn.Module)
+from agents.layers import MLP
 
 
-def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool = False) -> nn.Sequential:
+def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool = False) -> MLP:
     """Linear layers of the given widths (inputs first), ELU between them, none after the last.
 
     Args:
@@ -40,7 +33,7 @@ def mlp(sizes: Sequence[int], *, normalise_first: bool = False, zero_last: bool 
         if last:
             break
         layers += [nn.LayerNorm(width_out), nn.Tanh()] if normalise_first and i == 0 else [nn.ELU()]
-    return nn.Sequential(*layers)
+    return MLP(*layers)
 
 
 def widths(network: nn.Module) -> list[int]:
@@ -52,54 +45,3 @@ def widths(network: nn.Module) -> list[int]:
 def straight_through_clamp(x: Tensor, limit: float) -> Tensor:
     """`x` clamped to [-limit, limit], with the gradient of `x` itself."""
     return x + (x.clamp(-limit, limit) - x).detach()
-
-
-class RowInvariantLinear(nn.Module):
-    """A linear layer in which no row of a batch feels how many others there are, bit by bit (on a CPU, with MKL).
-
-    Matrix libraries take other kernels, which round otherwise, for a few rows and for a single output. So
-    there are never few: zeros fill up. Planners decide by sorting values, where the last bit can matter.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.outputs = layer.out_features
-        missing = max(2 - layer.out_features, 0)
-        bias = layer.bias if layer.bias is not None else layer.weight.new_zeros(layer.out_features)
-        self.register_buffer("weight", F.pad(layer.weight.detach(), (0, 0, 0, missing)))
-        self.register_buffer("bias", F.pad(bias.detach(), (0, missing)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs [..., out] of inputs [..., in]."""
-        rows = x.reshape(-1, x.shape[-1])
-        count = len(rows)
-        if count < FEWEST_ROWS:
-            rows = F.pad(rows, (0, 0, 0, FEWEST_ROWS - count))
-        y = F.linear(rows, self.weight, self.bias)
-        return y[:count, : self.outputs].reshape(*x.shape[:-1], self.outputs)
-
-
-class RowInvariantELU(nn.Module):
-    """An ELU that rounds alike everywhere: PyTorch's own does the last few numbers of a tensor by another routine.
-
-    It is as exact where numbers are near 1, and 1e-7 off near 0, by an exponential five times as fast.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """ELU of any tensor."""
-        y = x.clamp(max=0).exp_().sub_(1)
-        return torch.maximum(x, y, out=y)  # exp(x) - 1 >= x
-
-
-def row_invariant(network: Network) -> Network:
-    """A copy of a network, as it is now, in which no row feels the others: to be used, not to be trained."""
-    memo: dict[int, nn.Module] = {}
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            memo[id(module)] = RowInvariantLinear(module)
-        elif isinstance(module, nn.ELU):
-            memo[id(module)] = RowInvariantELU()
-    return deepcopy(network, memo).requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from agents.networks import row_invariant
+from agents.layers import alike
 from agents.tdmpc.agent import TDMPC
 from envs import make_env
 from envs.perturbations import Perturbation
@@ -27,11 +27,10 @@ Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def act_with(agent: TDMPC, agent_step: int, controller: Controller, seeds: Sequence[int]) -> Act:
     """A controller for several episodes, each with a seed, that does in each what it would do alone."""
-    model = row_invariant(agent.model)
     if controller == "policy":
-        return lambda obs, keep: agent.policy_action(obs, model)
+        return lambda obs, keep: agent.policy_action(obs)
     generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
-    planner = agent.make_planner(generators, model)
+    planner = agent.make_planner(generators)
 
     def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
         planner.keep(torch.from_numpy(keep).to(agent.device))
@@ -143,7 +142,8 @@ class Evaluator:
         keep = np.ones(count, dtype=bool)
         while len(running):
             check()
-            actions = act(obs, keep)
+            with alike():
+                actions = act(obs, keep)
             steps = [self.envs[i].step(a) for i, a in zip(running, actions, strict=True)]
             if self.film and first == 0 and running[0] == 0:
                 self.frames.append(np.asarray(self.envs[0].render()))

@@ -197,17 +197,25 @@ class Run(ABC):
     def update(self) -> None:
         """Makes one update of the agent."""
 
-    def _updated(self, losses: Mapping[str, Tensor]) -> None:
-        """Ends an update: the pruner's clock goes on, the losses are added up for the next row."""
+    def _updated(self, losses: Mapping[str, Tensor], observation: Tensor | None = None) -> None:
+        """Ends an update: the pruner's clock goes on, the losses are added up for the next row.
+
+        Where a GPU has left it out, losses and observation are 0, and `skipped` among the losses is 1.
+        """
         self.progress.skipped_in_a_row = 0
         if self.pruner:
-            self.pruner.advance(self.progress.env_step / self.config.steps)
-        for name, value in losses.items():
+            self.pruner.advance(self.progress.env_step / self.config.steps, observation)
+        made = {name: value for name, value in losses.items() if name != "skipped"}
+        made["count"] = 1 - losses.get("skipped", torch.zeros(()))
+        for name, value in made.items():
             self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value
-        self.losses["count"] = self.losses.get("count", torch.zeros(())) + 1
 
-    def _skipped(self) -> None:
-        """Ends an update that came to nothing, since its gradients were not finite.
+    def _skipped(self, count: int = 1, in_a_row: int | None = None) -> None:
+        """Ends updates that came to nothing, since their gradients were not finite.
+
+        Args:
+            count: how many.
+            in_a_row: how many of all updates the last ones were; `count` more than before if None.
 
         Raises:
             Stopped: so did those before it, as many as the settings allow.
@@ -215,8 +223,8 @@ class Run(ABC):
         if self.pruner:
             self.pruner.discard()
         progress, limit = self.progress, self.config.skip_limit
-        progress.skipped_updates += 1
-        progress.skipped_in_a_row += 1
+        progress.skipped_updates += count
+        progress.skipped_in_a_row = progress.skipped_in_a_row + count if in_a_row is None else in_a_row
         if progress.skipped_in_a_row >= limit:
             raise Stopped(
                 f"{self.place}: it diverges, {limit} updates in a row brought gradients that are not finite: "
@@ -300,7 +308,7 @@ class Run(ABC):
 
     def episode_row(self) -> Row:
         """Metrics of the last episode and the mean losses of its updates, which start anew."""
-        count = float(self.losses.pop("count", torch.ones(())))
+        count = float(self.losses.pop("count", torch.ones(()))) or 1.0
         means = {f"train/{name}": float(total) / count for name, total in self.losses.items()}
         self.losses = {}
         if self.progress.skipped_updates:

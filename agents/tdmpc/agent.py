@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.gradients import finite_norm
+from agents.gradients import adam, finite_norm, gradient_norm, step
+from agents.layers import as_a_whole
 from agents.replay import Batch, ReplayBuffer
 from agents.tdmpc.config import TDMPCConfig
+from agents.tdmpc.plan_graphs import PlanGraphs
 from agents.tdmpc.planner import Planner
 from agents.tdmpc.world_model import Architecture, WorldModel, architecture
 
@@ -56,9 +58,10 @@ class TDMPC:
             torch.manual_seed(seed)
             self.model = WorldModel(widths or architecture(config, obs_dim, action_dim)).to(self.device)
         self.target = deepcopy(self.model).requires_grad_(False)
-        fused = self.device.type in ("cpu", "cuda")
-        self.model_optimizer = torch.optim.Adam(self.model_parameters(), lr=config.lr, fused=fused)
-        self.policy_optimizer = torch.optim.Adam(self.model.policy.parameters(), lr=config.lr, fused=fused)
+        self.model_optimizer = adam(self.model_parameters(), config.lr)
+        self.policy_optimizer = adam(self.model.policy.parameters(), config.lr)
+        self._plans = PlanGraphs() if self.device.type == "cuda" else None
+        self._powers = torch.tensor([[config.rho**t] for t in range(config.horizon + 1)], device=self.device)
         self.updates = 0
 
     def copy_for_acting(self) -> TDMPC:
@@ -87,12 +90,10 @@ class TDMPC:
 
     # Acting
 
-    def make_planner(
-        self, generators: Sequence[torch.Generator] = (), model: WorldModel | None = None
-    ) -> Planner:
-        """A planner with random numbers of its own (see `Planner`) or the agent's, over its model or another."""
+    def make_planner(self, generators: Sequence[torch.Generator] = ()) -> Planner:
+        """A planner with random numbers of its own (see `Planner`) or the agent's."""
         return Planner(
-            model or self.model,
+            self.model,
             self.config.planner,
             action_dim=self.action_dim,
             discount=self.config.discount,
@@ -105,24 +106,28 @@ class TDMPC:
         self, obs: np.ndarray, planner: Planner, agent_step: int, *, explore: bool = False
     ) -> np.ndarray:
         """Plans actions [N, A] for observations [N, O], at this point of the agent's schedules."""
-        action = planner.plan(
-            planner.model.encode(self._tensor(obs)),
-            horizon=self.config.horizon_at(agent_step),
-            min_std=self.config.std_at(agent_step),
-            explore=explore,
-        )
+        observation = self._tensor(obs)
+        horizon, min_std = self.config.horizon_at(agent_step), self.config.std_at(agent_step)
+        if self._plans and as_a_whole():
+            action = self._plans.plan(planner, observation, horizon=horizon, min_std=min_std, explore=explore)
+        else:
+            z = self._encode(observation)
+            action = planner.plan(z, horizon=horizon, min_std=min_std, explore=explore)
         return action.cpu().numpy()
 
     @torch.no_grad()
-    def policy_action(self, obs: np.ndarray, model: WorldModel | None = None) -> np.ndarray:
-        """Actions [N, A] of the policy alone (or another model's), without noise, for observations [N, O]."""
-        model = model or self.model
-        return model.act(model.encode(self._tensor(obs))).cpu().numpy()
+    def policy_action(self, obs: np.ndarray) -> np.ndarray:
+        """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
+        return self.model.act(self._encode(self._tensor(obs))).cpu().numpy()
 
     def random_action(self) -> np.ndarray:
         """One uniform random action [A]."""
         uniform = torch.rand(self.action_dim, generator=self.generator, device=self.device)
         return (2 * uniform - 1).cpu().numpy()
+
+    def _encode(self, obs: Tensor) -> Tensor:
+        """Latent states [N, L] of observations [N, O], one of each environment: as `alike` wants them."""
+        return self.model.encode(obs.unsqueeze(1)).squeeze(1)
 
     def _tensor(self, obs: np.ndarray) -> Tensor:
         return torch.as_tensor(obs, dtype=torch.float32, device=self.device)
@@ -135,36 +140,43 @@ class TDMPC:
         `observe` is called after each backward pass and before clipping, with the parameters whose
         gradients it brought: the model's, then the policy's.
 
+        On CUDA it does not wait for the device, and raises nothing: a step with gradients that are not finite is
+        left out, and `skipped` among the losses is 1.
+
         Raises:
             NonFiniteGradients: the model's gradients are not finite, and nothing but `updates` has changed; or
                 the policy's are not, and only the model has made its step.
         """
-        config, number = self.config, self.updates
         self.updates += 1
+        losses, priority = self.learn(batch, observe)
+        self.follow(losses["skipped"])
+        return losses, priority
+
+    def learn(self, batch: Batch, observe: Observe | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """What an update does on the device, but for `follow`: the same launches each time."""
+        config = self.config
+        norm_of = gradient_norm if self.device.type == "cuda" else finite_norm
         self.model_optimizer.zero_grad(set_to_none=True)
         losses, latents = self.model_losses(batch)
         weighted = self.weighted_loss(losses, batch).mean()
         (weighted / config.horizon).backward()
         parameters = self.model_parameters()
-        grad_norm = finite_norm(parameters)
+        grad_norm = norm_of(parameters)
         if observe:
             observe(parameters)
-        nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, grad_norm)
-        self.model_optimizer.step()
+        skipped = step(self.model_optimizer, parameters, grad_norm, config.grad_clip)
 
         self.policy_optimizer.zero_grad(set_to_none=True)
         with frozen(self.model.q):
             policy_loss = self.policy_loss(latents)
             policy_loss.backward()
         parameters = list(self.model.policy.parameters())
-        policy_norm = finite_norm(parameters)
+        policy_norm = norm_of(parameters)
         if observe:
             observe(parameters)
-        nn.utils.clip_grads_with_norm_(parameters, config.grad_clip, policy_norm)
-        self.policy_optimizer.step()
-
-        if number % config.target_every == 0:
-            self.update_target()
+        # No step of the policy where the model made none.
+        policy_norm = torch.where(skipped > 0, torch.inf, policy_norm)
+        skipped = step(self.policy_optimizer, parameters, policy_norm, config.grad_clip)
         metrics = {
             "consistency_loss": losses.consistency.mean(),
             "reward_loss": losses.reward.mean(),
@@ -172,22 +184,23 @@ class TDMPC:
             "policy_loss": policy_loss,
             "total_loss": weighted,
             "grad_norm": grad_norm,
+            "skipped": skipped,
         }
         return {k: v.detach() for k, v in metrics.items()}, losses.priority
 
+    def follow(self, skipped: Tensor) -> None:
+        """Moves the target, every few updates: the last of them has been counted in `updates`."""
+        if (self.updates - 1) % self.config.target_every == 0:
+            self.update_target(skipped)
+
     def model_losses(self, batch: Batch) -> tuple[ModelLosses, Tensor]:
         """Consistency, reward and value losses of a batch, and its detached latents [H+1, B, L]."""
-        horizon, rho = self.config.horizon, self._rho(self.config.horizon)
+        rho = self._rho(self.config.horizon)
         with torch.no_grad():
             target_latents = self.target.encode(batch.obs[1:])
             y = self.td_target(batch.obs[1:], batch.reward, batch.terminated)
 
-        rollout = [self.model.encode(batch.obs[0])]
-        rewards = []
-        for t in range(horizon):
-            z, reward = self.model.next(rollout[t], batch.action[t])
-            rollout.append(z)
-            rewards.append(reward)
+        rollout, rewards = self.model.rollout(self.model.encode(batch.obs[0]), batch.action)
         latents = torch.stack(rollout)
         values = self.model.values(latents[:-1], batch.action)  # [E, H, B]
 
@@ -195,7 +208,7 @@ class TDMPC:
         value_error = values - y
         losses = ModelLosses(
             consistency=(rho * consistency).sum(0),
-            reward=(rho * (torch.stack(rewards) - batch.reward).square()).sum(0),
+            reward=(rho * (rewards - batch.reward).square()).sum(0),
             value=(rho * value_error.square().sum(0)).sum(0),
             priority=(rho * value_error.detach().abs().sum(0)).sum(0).clamp(max=LOSS_LIMIT),
         )
@@ -234,13 +247,19 @@ class TDMPC:
         return self.model.act(z, self.config.policy_std, noise)
 
     @torch.no_grad()
-    def update_target(self) -> None:
-        """Moves the target towards the online model by tau."""
-        torch._foreach_lerp_(list(self.target.parameters()), list(self.model.parameters()), self.config.tau)
+    def update_target(self, skipped: Tensor | None = None) -> None:
+        """Moves the target towards the online model by tau; not at all if `skipped` is 1."""
+        target: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = list(self.model.parameters())
+        if skipped is None or not skipped.is_cuda:
+            torch._foreach_lerp_(target, online, self.config.tau)
+            return
+        ways = list(torch._foreach_mul(torch._foreach_sub(online, target), self.config.tau * (1 - skipped)))
+        torch._foreach_add_(target, ways)
 
     def _rho(self, steps: int) -> Tensor:
         """Weights rho^t as a column [steps, 1]."""
-        return torch.tensor([[self.config.rho**t] for t in range(steps)], device=self.device)
+        return self._powers[:steps]
 
     # What others need to know of it, to store it or to change its widths
 
@@ -267,8 +286,9 @@ class TDMPC:
         outputs: list[Tensor] = []
         for _ in range(2):
             outputs += [*self.model.values(z, action).unbind(), self.model.policy(z)]
-            z, reward = self.model.next(z, action)
-            outputs.append(reward)
+            latents, rewards = self.model.rollout(z, action.unsqueeze(0))
+            z = latents[-1]
+            outputs.append(rewards)
         return outputs
 
 

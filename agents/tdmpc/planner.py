@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.sums import running_sum
 from agents.tdmpc.config import PlannerConfig
@@ -17,8 +17,11 @@ from agents.tdmpc.config import PlannerConfig
 class LatentModel(Protocol):
     """What a planner needs of a model; see `WorldModel` for the shapes."""
 
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
     def encode(self, obs: Tensor) -> Tensor: ...
-    def next(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]: ...
+    def next_latent(self, z: Tensor, action: Tensor) -> Tensor: ...
+    def rollout(self, z: Tensor, actions: Tensor) -> tuple[list[Tensor], Tensor]: ...
     def act(self, z: Tensor, std: float = 0.0, noise: Tensor | None = None) -> Tensor: ...
     def value(self, z: Tensor, action: Tensor) -> Tensor: ...
 
@@ -95,13 +98,16 @@ class Planner:
             min_std: lower bound of the sampling standard deviation.
             explore: add noise of the final standard deviation to the action, for training.
         """
-        noise = self.noise(self._draw(len(z), horizon, z), horizon)
-        mean = self._warm_start(len(z), horizon, z)
-        action, self.mean = self.step(z, mean, noise, min_std=min_std, explore=explore)
+        noise, mean = self.draw(len(z), horizon, z)
+        action, self.mean = self.step(z, mean, self.noise(noise, horizon), min_std=min_std, explore=explore)
         return action
 
+    def draw(self, n: int, horizon: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What a plan for n environments begins with: new noise [N, `noise_size`], and the mean [N, H, A]."""
+        return self._draw(n, horizon, like), self._warm_start(n, horizon, like)
+
     def step(
-        self, z: Tensor, mean: Tensor, noise: Noise, *, min_std: float, explore: bool = False
+        self, z: Tensor, mean: Tensor, noise: Noise, *, min_std: float | Tensor, explore: bool = False
     ) -> tuple[Tensor, Tensor]:
         """One control step as a pure function: actions [N, A], and the mean [N, H, A] of the plan.
 
@@ -131,7 +137,7 @@ class Planner:
             elite_mean = (weight * elites).sum(2)
             variance = (weight * (elites - elite_mean.unsqueeze(2)) ** 2).sum(2)
             mean = config.momentum * mean + (1 - config.momentum) * elite_mean
-            std = variance.sqrt().clamp(min_std, config.max_std)
+            std = variance.sqrt().clamp(max=config.max_std).clamp(min=min_std)
 
         # One elite sequence, drawn by its weight, is the plan; its first action is used.
         uniform = 0.5 * (1 + torch.erf(noise.choice / math.sqrt(2)))
@@ -146,14 +152,13 @@ class Planner:
 
         `noise` [N, S, A] is that of the policy's action after the last step.
         """
-        total = torch.zeros(z.shape[:-1], device=z.device, dtype=z.dtype)
-        discount = 1.0
-        for t in range(actions.shape[1]):
-            z, reward = self.model.next(z, actions[:, t])
+        latents, rewards = self.model.rollout(z, actions.transpose(0, 1))
+        total, discount = torch.zeros_like(rewards[0]), 1.0
+        for reward in rewards:
             total = total + discount * reward
             discount *= self.discount
-        last = self.model.act(z, self.policy_std, noise)
-        return total + discount * self.model.value(z, last)
+        last = self.model.act(latents[-1], self.policy_std, noise)
+        return total + discount * self.model.value(latents[-1], last)
 
     def noise_size(self, horizon: int) -> int:
         """Random numbers of one control step of one environment."""
@@ -190,7 +195,7 @@ class Planner:
         for t in range(horizon):
             actions.append(self.model.act(z, self.policy_std, noise[:, t]))
             if t + 1 < horizon:
-                z, _ = self.model.next(z, actions[t])
+                z = self.model.next_latent(z, actions[t])
         return torch.stack(actions, dim=1)
 
     def _warm_start(self, n: int, horizon: int, like: Tensor) -> Tensor:

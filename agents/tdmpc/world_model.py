@@ -67,6 +67,21 @@ class WorldModel(nn.Module):
         za = torch.cat([z, action], dim=-1)
         return self.dynamics(za), self.reward(za).squeeze(-1)
 
+    def next_latent(self, z: Tensor, action: Tensor) -> Tensor:
+        """Predicts the next latent state [..., L] (d)."""
+        return self.dynamics(torch.cat([z, action], dim=-1))
+
+    def rollout(self, z: Tensor, actions: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Predicts H + 1 latent states [..., L], `z` the first, and rewards [H, ...] (R) for actions [H, ..., A].
+
+        Rewards are predicted all at once: what comes after does not wait for them.
+        """
+        latents, inputs = [z], []
+        for action in actions:
+            inputs.append(torch.cat([latents[-1], action], dim=-1))
+            latents.append(self.dynamics(inputs[-1]))
+        return latents, self.reward(torch.stack(inputs)).squeeze(-1)
+
     def act(self, z: Tensor, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
         """Actions [..., A] of the policy (pi); standard normal `noise` [..., A] is scaled and clipped to +-0.3."""
         mean = torch.tanh(self.policy(z))

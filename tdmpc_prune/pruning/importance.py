@@ -72,9 +72,18 @@ class ImportanceTracker:
         self._slices.add(parameters)
 
     @torch.no_grad()
-    def advance(self, progress: float) -> None:
+    def take(self) -> Tensor:
+        """What was observed in this update, to `advance` with: for those who capture both in a CUDA graph."""
+        return self._slices.take()
+
+    @torch.no_grad()
+    def advance(self, progress: float, taken: Tensor | None = None) -> None:
         """Ends an update at `progress` = t/T of training: what was observed in it counts from now on."""
-        self._waiting.append((self._slices.take(), self.config.beta(progress)))
+        if taken is None:
+            taken = self._slices.take()
+        elif taken.is_cuda:  # a graph writes to it again
+            taken = taken.clone()
+        self._waiting.append((taken, self.config.beta(progress)))
         self.updates += 1
         if len(self._waiting) == WAITING:
             self.settle()

@@ -101,9 +101,13 @@ class Pruner:
         """Reads the gradients of these parameters: after backward, before clipping."""
         self.tracker.observe(parameters)
 
-    def advance(self, progress: float) -> None:
+    def take(self) -> Tensor:
+        """What was read in this update, to `advance` with: for those who capture both in a CUDA graph."""
+        return self.tracker.take()
+
+    def advance(self, progress: float, taken: Tensor | None = None) -> None:
         """Ends an update; `progress`: share of training that is over, 0 to 1."""
-        self.tracker.advance(progress)
+        self.tracker.advance(progress, taken)
 
     def discard(self) -> None:
         """Forgets what was observed of an update that was given up."""

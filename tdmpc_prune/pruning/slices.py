@@ -41,7 +41,9 @@ class Slices:
         self._place = torch.cat([(terms + p).flatten() for p in positions]).to(self.device)
         pieces = iter(self._pieces.split([4 * n for n in lengths]))
         self._places = {p: {dim: next(pieces).view(4, -1) for dim in by_dim} for p, by_dim in owners.items()}
-        self._scratch = torch.empty(4 * max(CACHED, *(p[0].numel() for p in owners)), device=self.device)
+        # A GPU has no such cache: there, all that fits into one operation goes into it.
+        room = CACHED if self.device.type == "cpu" else sum(p.numel() for p in owners)
+        self._scratch = torch.empty(4 * max(room, *(p[0].numel() for p in owners)), device=self.device)
         self._plans: dict[tuple[nn.Parameter, ...], list[_Block]] = {}
         self._owners = {p: {d: o.to(self.device) for d, o in by_dim.items()} for p, by_dim in owners.items()}
         self._seen: set[nn.Parameter] = set()

@@ -17,9 +17,16 @@ class Toy:
         self.policy = act
         self.calls, self.stds, self.action_dim = [], [], 1
 
-    def next(self, z, action):
+    def next_latent(self, z, action):
         self.calls.append((z.clone(), action.clone()))
-        return self.step(z, action), self.reward(z, action)
+        return self.step(z, action)
+
+    def rollout(self, z, actions):
+        latents, rewards = [z], []
+        for action in actions:
+            rewards.append(self.reward(latents[-1], action))
+            latents.append(self.next_latent(latents[-1], action))
+        return latents, torch.stack(rewards)
 
     def act(self, z, std=0.0, noise=None):
         self.stds.append(std)

@@ -6,7 +6,7 @@ import torch
 from by_hand import dynamics, encode, lowest_q, policy, q_value, random_agent, reward, weights_of
 from torch import nn
 
-from agents.networks import RowInvariantELU, mlp, row_invariant, straight_through_clamp, widths
+from agents.networks import mlp, straight_through_clamp, widths
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PAPER
 from agents.tdmpc.world_model import WorldModel, architecture
@@ -241,59 +241,6 @@ class TestPolicyNoise:
         action.sum().backward()
         # d tanh(b) / db for each of 500 rows, clamped or not.
         np.testing.assert_allclose(model.policy[-1].bias.grad, 500 * (1 - np.tanh(2.0) ** 2), rtol=1e-9)
-
-
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="seen with MKL alone")
-class TestRowInvariant:
-    @torch.no_grad()
-    def test_it_is_the_same_function(self):
-        agent = random_agent()
-        copy = row_invariant(agent.model)
-        z, action = torch.randn(7, 3, dtype=torch.float64), torch.rand(7, 2, dtype=torch.float64)
-        for name in ("next", "values"):
-            pairs = zip(getattr(agent.model, name)(z, action), getattr(copy, name)(z, action), strict=True)
-            for expected, found in pairs:
-                np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(copy.act(z), agent.model.act(z), rtol=1e-12)
-
-    @pytest.mark.parametrize("outputs", [1, 2, 5])
-    @pytest.mark.parametrize("bias", [True, False])
-    def test_a_row_does_not_feel_the_others(self, outputs, bias):
-        network = row_invariant(nn.Sequential(nn.Linear(128, outputs, bias=bias)))
-        x = torch.randn(40, 3, 128)
-        together = network(x)
-        assert together.shape == (40, 3, outputs)
-        for rows in (1, 2, 15, 16, 17):
-            assert torch.equal(network(x[:rows]), together[:rows])
-        assert torch.equal(network(x[0, 0]), together[0, 0])
-
-    @pytest.mark.parametrize("width", [29, 57, 128])
-    @pytest.mark.parametrize("threads", [1, 3])
-    def test_nor_through_a_whole_network(self, width, threads):
-        """At odd widths, too: the last numbers of a tensor are worked on by other routines than the rest."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            network = row_invariant(mlp([33, width, width, 1], normalise_first=width == 57))
-            x = torch.randn(67, 33)
-            together = network(x)
-            for rows in (1, 2, 17, 66):
-                assert torch.equal(network(x[:rows]), together[:rows]), rows
-        finally:
-            torch.set_num_threads(before)
-
-    def test_elu(self):
-        x = torch.linspace(-20, 5, 1001)
-        np.testing.assert_allclose(RowInvariantELU()(x), nn.functional.elu(x), atol=2e-7, rtol=0)
-        assert RowInvariantELU()(torch.tensor([torch.nan])).isnan().all()
-
-    def test_the_original_stays_as_it_is(self):
-        network = nn.Sequential(nn.Linear(3, 2), nn.ELU())
-        copy = row_invariant(network)
-        assert type(network[0]) is nn.Linear
-        with torch.no_grad():
-            network[0].weight.zero_()
-        assert copy(torch.ones(1, 3)).abs().sum() > 0
 
 
 def test_straight_through_clamp():

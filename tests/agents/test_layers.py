@@ -1,0 +1,167 @@
+"""Networks computed as a whole, against the same networks computed module by module."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from agents import layers
+from agents.layers import MLP, alike, elu_, module_by_module, tanh_
+from agents.networks import mlp
+
+NETWORKS = {
+    "plain": ([33, 128, 128, 32], False),
+    "normalised": ([33, 57, 128, 1], True),
+    "small": ([5, 29, 7], False),
+    "single": ([3, 16, 1], False),
+    "wide": ([52, 512, 512, 50], False),
+}
+
+
+def network(name: str) -> MLP:
+    sizes, normalise_first = NETWORKS[name]
+    torch.manual_seed(1)
+    net = mlp(sizes, normalise_first=normalise_first)
+    for parameter in net.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def gradients(net: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> list[torch.Tensor | None]:
+    inputs = x.clone().requires_grad_()
+    net.zero_grad(set_to_none=True)
+    (net(inputs) * weight).sum().backward()
+    return [inputs.grad, *(p.grad for p in net.parameters())]
+
+
+@pytest.mark.parametrize("rows", [(1,), (2,), (15,), (300,), (5, 256), (2500,), (2, 3, 4)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_same_as_module_by_module(name, rows, monkeypatch):
+    net = network(name)
+    x = torch.randn(*rows, net[0].in_features)
+    weight = torch.randn(*rows, net[-1].out_features)
+    passes: list[int] = []
+    forward = layers._forward
+    monkeypatch.setattr(layers, "_forward", lambda x, *rest: passes.append(len(x)) or forward(x, *rest))
+    found, output = gradients(net, x, weight), net(x)
+    whole = len(passes)
+    with module_by_module():
+        expected, simple = gradients(net, x, weight), net(x)
+    assert len(passes) == whole > 0
+    np.testing.assert_allclose(output.detach(), simple.detach(), atol=3e-6, rtol=0)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).norm() <= 1e-5 * other.norm()
+    with torch.no_grad():
+        assert torch.equal(net(x), output)
+
+
+def test_gradients_by_finite_differences(monkeypatch):
+    """In float64, which only tests compute in this way."""
+    monkeypatch.setattr(layers, "ONEDNN", False)
+    for name in ("small", "normalised"):
+        net = network(name).double()
+        inputs = torch.randn(6, net[0].in_features, dtype=torch.float64, requires_grad=True)
+        parsed = net._layers()
+
+        def run(x, *_, parsed=parsed):
+            return layers._run(x, parsed, len(x))
+
+        assert torch.autograd.gradcheck(run, (inputs, *net.parameters()), atol=1e-6)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_environment_does_not_feel_the_others(name, threads, onednn, monkeypatch):
+    """Inputs are of shape [environments, candidates, in], or [environments, 1, in]."""
+    monkeypatch.setattr(layers, "ONEDNN", onednn and layers.ONEDNN)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        net = network(name).requires_grad_(False)
+        for candidates in (1, 6, 134, 500):
+            x = torch.randn(17, candidates, net[0].in_features)
+            with alike():
+                together = net(x)
+                for count in (1, 2, 3, 16):
+                    assert torch.equal(net(x[:count]), together[:count]), (candidates, count)
+            np.testing.assert_allclose(net(x), together, atol=3e-6)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_frozen_parameters_get_no_gradient():
+    net = network("normalised")
+    x = torch.randn(20, 33, requires_grad=True)
+    net.requires_grad_(False)
+    net[3].weight.requires_grad_(True)
+    net(x).sum().backward()
+    assert [p.grad is not None for p in net.parameters()] == [p.requires_grad for p in net.parameters()]
+    found = x.grad.clone(), net[3].weight.grad.clone()
+    x.grad = net[3].weight.grad = None
+    with module_by_module():
+        net(x).sum().backward()
+    for one, other in zip(found, (x.grad, net[3].weight.grad), strict=True):
+        assert (one - other).norm() <= 3e-6 * other.norm()
+    net.requires_grad_(False)
+    assert not net(x.detach()).requires_grad
+
+
+def test_a_hook_hears_its_module():
+    net = network("plain")
+    heard = []
+    hook = net[2].register_forward_hook(lambda *args: heard.append(args))
+    net(torch.randn(3, 33))
+    assert len(heard) == 1
+    hook.remove()
+    net(torch.randn(3, 33))
+    assert len(heard) == 1
+
+
+def test_other_modules_are_called():
+    net = network("plain")
+    net(torch.randn(3, 33))
+    net[1] = nn.ReLU()
+    x = torch.randn(3, 33)
+    expected = net[4](nn.functional.elu(net[2](net[0](x).relu())))
+    np.testing.assert_allclose(net(x).detach(), expected.detach(), atol=1e-6)
+    for others in (
+        (nn.ELU(), nn.Linear(33, 2)),
+        (nn.Linear(33, 2), nn.LayerNorm(2)),
+        (nn.Linear(33, 2, bias=False),),
+    ):
+        assert MLP(*others)._layers() is None
+        assert MLP(*others)(x).shape == (3, 2)
+
+
+def test_a_copy_is_a_network_of_its_own():
+    net = network("plain")
+    x = torch.randn(3, 33)
+    before = net(x).detach()
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        net[0].weight.zero_()
+        assert torch.equal(other(x), before)
+        assert not torch.equal(net(x), before)
+
+
+def test_elu_and_tanh():
+    x = torch.cat([torch.linspace(-200, 200, 10_001), torch.tensor([0.0, torch.inf, -torch.inf])])
+    np.testing.assert_allclose(elu_(x.clone()), nn.functional.elu(x), atol=2e-7, rtol=1e-7)
+    np.testing.assert_allclose(tanh_(x.clone()), torch.tanh(x), atol=2e-7, rtol=0)
+    with alike():
+        np.testing.assert_allclose(elu_(x.clone()), nn.functional.elu(x), atol=2e-7, rtol=1e-7)
+        np.testing.assert_allclose(tanh_(x.clone()), torch.tanh(x), atol=2e-7, rtol=0)
+    for function in (elu_, tanh_):
+        assert function(torch.tensor([torch.nan, 1.0])).isnan().tolist() == [True, False]
+
+
+def test_not_a_number_goes_through():
+    net = network("normalised").requires_grad_(False)
+    x = torch.randn(40, 33)
+    x[7, 3] = torch.nan
+    assert net(x).isnan().squeeze(1).nonzero().tolist() == [[7]]
