@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from agents.sums import running_sum
+from agents.sums import SumTree
 
 PRIORITY_FLOOR = 1e-6
 COLUMNS = ("obs", "action", "reward", "terminated", "priority")
@@ -68,21 +68,25 @@ class ReplayBuffer:
         self.horizon, self.alpha, self.beta = horizon, alpha, beta
         self.generator = generator
         self.device = generator.device
+        self._tree = SumTree(capacity, alpha, self.device)
+        # Side by side, so that a sequence is one piece of memory: far from the caches, every piece costs.
+        self._steps = torch.zeros(capacity, obs_dim + action_dim + 1, device=self.device)
+        self._widths = (obs_dim, action_dim, 1)
+        obs, action, reward = self._steps.split(self._widths, 1)
         self.storage = TensorDict(
             {
-                "obs": torch.zeros(capacity, obs_dim),
-                "action": torch.zeros(capacity, action_dim),
-                "reward": torch.zeros(capacity),
-                "terminated": torch.zeros(capacity),
-                "priority": torch.zeros(capacity),
+                "obs": obs,
+                "action": action,
+                "reward": reward.squeeze(1),
+                "terminated": torch.zeros(capacity, device=self.device, dtype=torch.bool),
+                "priority": self._tree.priority,
             },
             batch_size=[capacity],
-            device=self.device,
         )
         self.cursor = 0
         self.size = 0
         self.ready = False
-        self._steps = torch.arange(horizon + 1, device=self.device).unsqueeze(1)
+        self._ahead = torch.arange(horizon, device=self.device).unsqueeze(1)
 
     def __len__(self) -> int:
         """Rows in use."""
@@ -94,8 +98,10 @@ class ReplayBuffer:
         return self.storage.batch_size[0]
 
     @property
-    def _priority(self) -> Tensor:
-        return self.storage["priority"][: self.size]
+    def nbytes(self) -> int:
+        """Memory of all rows and of the sums that they are drawn by."""
+        columns = (self.storage[name] for name in COLUMNS if name != "priority")
+        return self._tree.nbytes + sum(column.nbytes for column in columns)
 
     def add(self, episode: Episode) -> None:
         """Stores an episode; the oldest rows go when there is no room.
@@ -112,46 +118,62 @@ class ReplayBuffer:
                 f"an episode of {len(episode)} steps takes {count} rows, but replay.capacity is "
                 f"{self.capacity}: raise it"
             )
-        highest = float(self._priority.max()) if self.size else 0.0
+        highest = float(self._tree.priority[: self.size].max()) if self.size else 0.0
         starts = len(episode) if episode.terminated else max(len(episode) - self.horizon, 0)
         rows["priority"][:starts] = highest or 1.0
 
         if self.cursor + count > self.capacity:
             self.cursor = 0
         self.storage[self.cursor : self.cursor + count] = rows
+        self._tree.rebuild(self.cursor, self.cursor + count)
         self.cursor += count
-        self._set_size(max(self.size, self.cursor))
+        self.size = max(self.size, self.cursor)
+        self.ready = self._tree.any()
 
     def sample(self, batch_size: int) -> Batch:
-        """Draws sequences with probability proportional to priority^alpha, with replacement."""
-        cumulative = self._priority.double().pow(self.alpha)
-        # 0^0 is 1: rows without priority stay out of uniform replay, too.
-        cumulative = torch.where(self._priority > 0, cumulative, 0.0)
-        cumulative = running_sum(cumulative, 0)
+        """Draws sequences with probability proportional to priority^alpha, with replacement.
+
+        Like `update_priorities`, it can be captured in a CUDA graph, which then goes on with the rows at hand.
+
+        Raises:
+            ValueError: no sequence can be drawn.
+        """
+        if not self.ready:
+            raise ValueError(
+                f"none of the {self.size} rows of the replay starts a sequence: add episodes first"
+            )
         uniform = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
-        index = torch.searchsorted(cumulative, uniform * cumulative[-1], right=True)
-        priority = self._priority[index].pow(self.alpha)
+        index = self._tree.draw(uniform)
+        priority = self._tree.priority.index_select(0, index).pow(self.alpha)
         weight = (priority / priority.min()).pow(-self.beta)
 
-        rows = index + self._steps
-        columns = self.storage
+        width = self._steps.shape[1]
+        shape = (self.capacity - self.horizon, (self.horizon + 1) * width)
+        steps = self._steps.as_strided(shape, (width, 1)).index_select(0, index)
+        steps = steps.view(batch_size, self.horizon + 1, width).transpose(0, 1)
+        obs, action, reward = steps.split(self._widths, 2)
+        terminated = self.storage["terminated"].index_select(0, (index + self._ahead).view(-1))
         return Batch(
-            obs=columns["obs"][rows],
-            action=columns["action"][rows[:-1]],
-            reward=columns["reward"][rows[:-1]],
-            terminated=columns["terminated"][rows[:-1]],
+            obs=obs.contiguous(),
+            action=action[:-1].contiguous(),
+            reward=reward[:-1].squeeze(2).contiguous(),
+            terminated=terminated.view(self.horizon, batch_size).float(),
             index=index,
             weight=weight,
         )
 
-    def update_priorities(self, index: Tensor, priority: Tensor) -> None:
-        """New priorities [B] of the sequences that `sample` drew."""
+    def update_priorities(self, index: Tensor, priority: Tensor, unless: Tensor | None = None) -> None:
+        """New priorities [B], not below 0, of the sequences that `sample` drew; none if `unless` (a scalar) is true."""
         # A value that is not a number must not make all that follows it unreachable.
-        self.storage["priority"][index] = priority.nan_to_num(0) + PRIORITY_FLOOR
+        priority = priority.nan_to_num(0).clamp(min=0) + PRIORITY_FLOOR
+        if unless is not None:
+            priority = torch.where(unless, self._tree.priority[index], priority)
+        self._tree.priority[index] = priority
+        self._tree.refresh(index)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The rows in use and the cursor, as tensors that do not share memory with the buffer."""
-        rows = {name: self.storage[name][: self.size].clone() for name in COLUMNS}
+        rows = {name: self.storage[name][: self.size].to(torch.float32, copy=True) for name in COLUMNS}
         return rows | {"cursor": torch.tensor(self.cursor)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -179,8 +201,10 @@ class ReplayBuffer:
             raise ValueError("stored replay has priorities below 0, or where no sequence can start")
         for name in COLUMNS:
             self.storage[name][:size] = state[name].to(self.device)
-        self.cursor = cursor
-        self._set_size(size)
+        self._tree.priority[size:] = 0
+        self._tree.rebuild(0, self.capacity)
+        self.cursor, self.size = cursor, size
+        self.ready = self._tree.any()
 
     def _check(self, episode: Episode) -> None:
         steps = len(episode)
@@ -190,10 +214,6 @@ class ReplayBuffer:
                 raise ValueError(f"the episode's {name} has shape {tuple(given.shape)}, expected {wanted}")
             if not given.isfinite().all():
                 raise ValueError(f"the episode's {name} holds numbers that are not finite")
-
-    def _set_size(self, size: int) -> None:
-        self.size = size
-        self.ready = bool((self._priority > 0).any())
 
     def _rows(self, episode: Episode) -> TensorDict:
         """An episode as rows: its steps, its last observation, and the absorbing steps of a real end."""

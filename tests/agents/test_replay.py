@@ -1,17 +1,21 @@
 """Replay of tagged episodes: an observation says which episode it is from, and which step."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.replay import Episode, ReplayBuffer
+from agents.sums import SumTree
 
 FLOOR = 1e-6
 
 
-def buffer(*, capacity=60, horizon=3, alpha=0.6, beta=0.4, seed=0, obs_dim=2, action_dim=2):
+def buffer(*, capacity=60, horizon=3, alpha=0.6, beta=0.4, seed=0, obs_dim=2, action_dim=2, device="cpu"):
     return ReplayBuffer(
         obs_dim=obs_dim,
         action_dim=action_dim,
@@ -19,7 +23,7 @@ def buffer(*, capacity=60, horizon=3, alpha=0.6, beta=0.4, seed=0, obs_dim=2, ac
         horizon=horizon,
         alpha=alpha,
         beta=beta,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator(device).manual_seed(seed),
     )
 
 
@@ -208,6 +212,206 @@ def test_both_ends_of_the_random_numbers(monkeypatch, number):
         replay.add(episode)
     monkeypatch.setattr(torch, "rand", lambda *size, **kw: torch.full(size, number, dtype=torch.float64))
     assert starts_of(replay.sample(2)) == [(2, 0 if number == 0 else 1)] * 2
+
+
+@pytest.fixture(
+    params=[None, {"leaf": 2, "fan_out": 2, "root": 2}, {"leaf": 4, "fan_out": 3, "root": 5}], ids=str
+)
+def levels(request, monkeypatch):
+    """Sums as they are, and with so few children a node that a small buffer has many levels."""
+    if request.param:
+        monkeypatch.setattr("agents.replay.SumTree", partial(SumTree, **request.param))
+
+
+def drawn_plainly(replay, batch_size):
+    """Rows that the next `sample` is to draw, and which of them no rounding can change: over all priorities."""
+    generator = torch.Generator()
+    generator.set_state(replay.generator.get_state())
+    uniform = torch.rand(batch_size, generator=generator, dtype=torch.float64).numpy()
+    priority = replay.state_dict()["priority"].double().numpy()
+    ends = np.where(priority > 0, priority**replay.alpha, 0).cumsum()
+    target = uniform * ends[-1]
+    index = np.searchsorted(ends, target, side="right")
+    return index, np.abs(ends[:, None] - target).min(0) > 1e-12 * ends[-1]
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_draws_are_those_of_a_plain_cumulative_sum(levels, alpha):
+    """Over several rounds of the ring, with new priorities, some rows' twice at once, and after a restart."""
+    replay = buffer(capacity=90, alpha=alpha)
+    generator = torch.Generator().manual_seed(5)
+    for number in range(60):
+        length = int(torch.randint(1, 25, (1,), generator=generator))
+        replay.add(tagged(number, length, number % 3 == 0))
+        if number % 17 == 16:
+            state, again = replay.state_dict(), buffer(capacity=90, alpha=alpha, seed=number)
+            again.add(tagged(0, 80))  # more than what replaces it
+            again.load_state_dict(state)
+            replay = again
+        if not replay.ready:
+            continue
+        expected, clear = drawn_plainly(replay, 64)
+        assert clear.sum() > 60
+        batch = replay.sample(64)
+        np.testing.assert_array_equal(batch.index[clear], expected[clear])
+        assert (replay.storage["priority"][batch.index] > 0).all()
+        index = batch.index.repeat(2)
+        replay.update_priorities(index, 10 ** (6 * torch.rand(128, generator=generator) - 4))
+
+
+def test_frequencies_after_the_ring_went_round(levels):
+    replay = buffer(capacity=100, horizon=5, alpha=0.6, seed=4)
+    for number in range(9):
+        replay.add(tagged(number, 30))
+    batch = replay.sample(500)
+    replay.update_priorities(batch.index, (batch.index % 7 + 1.0).repeat(1))
+    priority = replay.state_dict()["priority"].double()
+    expected = 60_000 * priority**0.6 / (priority**0.6).sum()
+    counts = torch.bincount(replay.sample(60_000).index, minlength=len(priority))
+    used = priority > 0
+    assert used.sum() == 75
+    assert (counts[~used] == 0).all()
+    # 74 degrees of freedom: above 128 with probability 0.0001; the seed is fixed.
+    assert ((counts - expected)[used] ** 2 / expected[used]).sum() < 128
+
+
+def test_nothing_to_draw():
+    replay = buffer(horizon=3)
+    replay.add(tagged(1, 3))
+    with pytest.raises(ValueError, match="4 rows"):
+        replay.sample(1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -1.0, -float("inf")])
+def test_a_priority_that_is_none_becomes_the_floor(bad):
+    replay = buffer(alpha=1.0, beta=1.0)
+    replay.add(tagged(1, 9))
+    replay.update_priorities(torch.tensor([0, 1]), torch.tensor([bad, 1.0]))
+    assert replay.state_dict()["priority"][:3].tolist() == pytest.approx([FLOOR, 1, 1])
+    assert set(starts_of(replay.sample(300))) == {(1, t) for t in range(1, 6)}
+
+
+class Operations(TorchDispatchMode):
+    """What PyTorch is asked to compute: names, and shapes of what goes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        shapes = [tuple(x.shape) for x in arguments if isinstance(x, torch.Tensor)]
+        self.seen.append((str(function), shapes))
+        return function(*arguments, **(named or {}))
+
+
+def operations(replay):
+    with Operations() as operations:
+        batch = replay.sample(8)
+        replay.update_priorities(batch.index, torch.ones(8))
+    return operations.seen
+
+
+def test_cost_does_not_depend_on_the_rows_in_use(levels):
+    """The same operations on the same shapes, none of which waits for a device to know a number or a shape."""
+    replay = buffer(capacity=4_000)
+    replay.add(tagged(1, 9))
+    few = operations(replay)
+    for number in range(2, 400):
+        replay.add(tagged(number, 9 + number % 3))
+    assert len(replay) > 3_900
+    assert operations(replay) == few
+    waiting = (
+        "_local_scalar_dense",
+        "nonzero",
+        "item",
+        "masked_select",
+        "unique",
+        "is_nonzero",
+        "equal.default",
+    )
+    assert not [name for name, _ in few if any(word in name for word in waiting)]
+
+
+def test_no_memory_moves():
+    replay = buffer(capacity=40)
+
+    def places():
+        tree = replay._tree
+        tensors = [replay.storage[name] for name in ("obs", "action", "reward", "terminated", "priority")]
+        return [x.data_ptr() for x in (*tensors, tree._leaves, *tree._sums, *tree._running)]
+
+    before = places()
+    for number in range(9):
+        replay.add(tagged(number, 9))
+        batch = replay.sample(8)
+        replay.update_priorities(batch.index, torch.ones(8))
+    replay.load_state_dict(replay.state_dict())
+    assert places() == before
+
+
+def test_memory_per_step():
+    """At cartpole's sizes: 5 + 1 + 1 + 1 numbers of a step in float32; all else takes less than 10% of that."""
+    replay = buffer(capacity=100_000, obs_dim=5, action_dim=1)
+    assert replay.nbytes / replay.capacity < 1.1 * 4 * (5 + 1 + 1 + 1)
+    columns = ("obs", "action", "reward", "terminated", "priority")
+    sums = replay.nbytes - sum(replay.storage[name].nbytes for name in columns)
+    # Two numbers of 8 bytes for every 16 rows, and for the nodes above.
+    assert sums == pytest.approx(100_000 * (2 * 8 / 16), rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_captured_graph_draws_what_python_does(deterministic, monkeypatch):
+    """While episodes come in between, over the oldest ones, too."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    captured, plain = (buffer(capacity=30_000, horizon=5, device="cuda") for _ in range(2))
+    for replay in (captured, plain):
+        for number in range(150):
+            replay.add(tagged(number, 125, number % 3 == 0))
+    turn = torch.zeros((), device="cuda")
+
+    def step(replay):
+        batch = replay.sample(256)
+        # Rows drawn twice get the same priority twice.
+        replay.update_priorities(batch.index, (batch.index * 0.618 + turn * 0.414).frac() ** 4 * 3)
+        return batch
+
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            step(captured)
+        torch.cuda.current_stream().wait_stream(aside)
+        step(plain)
+        torch.cuda.set_sync_debug_mode("default")
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(captured.generator)
+        with torch.cuda.graph(graph):
+            batch = step(captured)
+        for number in range(300):
+            turn.fill_(float(number))
+            graph.replay()
+            for name, column in vars(step(plain)).items():
+                assert torch.equal(getattr(batch, name), column), name
+            if number % 2:
+                for replay in (captured, plain):
+                    replay.add(tagged(1_000 + number, 125))
+        again = SumTree(30_000, captured.alpha, captured.device)
+        again.priority.copy_(captured.storage["priority"])
+        again.rebuild(0, 30_000)
+        for one, other in zip(captured._tree._running, again._running, strict=True):
+            assert torch.equal(one, other)
+        uniform = torch.rand(10_000, dtype=torch.float64)
+        expected = SumTree(30_000, captured.alpha, torch.device("cpu"))
+        expected.priority.copy_(captured.storage["priority"])
+        expected.rebuild(0, 30_000)
+        assert torch.equal(again.draw(uniform.cuda()).cpu(), expected.draw(uniform))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.6, 0.4), (1.0, 1.0), (0.6, 0.0), (0.0, 0.4)])

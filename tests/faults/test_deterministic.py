@@ -4,7 +4,6 @@ import pytest
 import torch
 from small_runs import CARTPOLE, PENDULUM, assert_same_run, train_small
 
-from agents.sums import running_sum
 from tdmpc_prune.cli import parse
 from tdmpc_prune.device import set_deterministic
 from tdmpc_prune.train import train
@@ -39,12 +38,6 @@ def test_the_next_run_of_a_process_is_not_forced(folder, no_plot):
     set_deterministic(True)
     train_small(PENDULUM, folder, "--steps", "20")
     assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_running_sum():
-    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    assert torch.equal(running_sum(values, 1), torch.tensor([[1.0, 3.0], [3.0, 7.0]]))
-    assert torch.equal(running_sum(values, 0), torch.tensor([[1.0, 2.0], [4.0, 6.0]]))
 
 
 @pytest.mark.gpu
