@@ -7,6 +7,7 @@ nothing is compiled.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, TypeVar
 
@@ -42,6 +43,9 @@ class Captured(Generic[Result]):
         known = len(parameters) == len(self._parameters)
         if not known or any(p is not q for p, q in zip(parameters, self._parameters, strict=True)):
             self._parameters, self._calls, self._recorded = parameters, 0, None
+            # Autograd's nodes that add up gradients belong to the stream that they were made on, and the default
+            # one must not take part in a capture: a trace of the networks leaves some behind, in cycles.
+            gc.collect()
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._beside()

@@ -28,6 +28,8 @@ CACHED = 2**17
 """Numbers of a layer's outputs that are worked on at a time: with their gradients they fit a core's cache."""
 LARGE = 2**20
 """Multiplications from which on oneDNN is quicker: a call of it costs 10 microseconds more."""
+FEW = 2**12
+"""Numbers below which one call takes longer than what it does."""
 FEWEST_ROWS = 16
 """From this many rows on, a row of a matrix product is the same bit by bit (seen, oneDNN and MKL)."""
 
@@ -96,19 +98,20 @@ class MLP(nn.Sequential):
         layers = self._layers() if _as_a_whole and x.dtype == torch.float32 and x.is_cpu else None
         if layers is None or torch.compiler.is_compiling():
             return super().forward(x)
-        inputs = x.reshape(-1, x.shape[-1])
+        *batch, inputs = x.shape
+        total = math.prod(batch)
         # Environments come first in a shape: how to multiply must not depend on how many there are.
-        rows, total = x.shape[-2:-1].numel(), inputs.shape[0]
+        rows = (batch[-1] if batch else 1) if _alike else total
+        least = FEWEST_ROWS if _alike else 0
         size = max(CACHED // max(layer.linear.out_features for layer in layers), FEWEST_ROWS)
-        # A last block of a few rows would cost as much as a large one.
-        blocks = inputs.split(size) if 2 * total > 3 * size else (inputs,)
-        if total < FEWEST_ROWS:
-            blocks = (F.pad(inputs, (0, 0, 0, FEWEST_ROWS - total)),)
-        outputs = [_run(block, layers, rows) for block in blocks]
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        if total < FEWEST_ROWS:
-            y = y[:total]
-        return y.view(*x.shape[:-1], y.shape[-1])
+        if total < least:
+            return _run(F.pad(x.reshape(total, inputs), (0, 0, 0, least - total)), layers, rows)[:total].view(
+                *batch, -1
+            )
+        if 2 * total <= 3 * size:  # a last block of a few rows would cost as much as a large one
+            return _run(x, layers, rows)
+        blocks = x.reshape(total, inputs).split(size)
+        return torch.cat([_run(block, layers, rows) for block in blocks]).view(*batch, -1)
 
     def _layers(self) -> list[Layer] | None:
         """What it consists of, or None if that cannot be computed as a whole."""
@@ -138,15 +141,17 @@ def _parse(modules: Sequence[nn.Module | None]) -> list[Layer] | None:
 
 
 def _run(x: Tensor, layers: Sequence[Layer], rows: int) -> Tensor:
-    """Outputs [N, out] of inputs [N, in], as if there were so many rows."""
-    parameters = [p for layer in layers for p in layer.parameters()]
-    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
-        return _Network.apply(x, layers, rows, *parameters)
+    """Outputs [..., out] of inputs [..., in], multiplied as so many rows are."""
+    if torch.is_grad_enabled():
+        parameters = [p for layer in layers for p in layer.parameters()]
+        if x.requires_grad or any(p.requires_grad for p in parameters):
+            y = _Network.apply(x.reshape(-1, x.shape[-1]), layers, rows, *parameters)
+            return y.view(*x.shape[:-1], y.shape[-1])
     return _forward(x, layers, rows)
 
 
 def _forward(x: Tensor, layers: Sequence[Layer], rows: int, kept: list[list[Tensor]] | None = None) -> Tensor:
-    """Outputs [N, out]; `kept` gets what the backward pass needs, layer by layer."""
+    """Outputs [..., out]; `kept` gets what the backward pass needs, layer by layer."""
     for layer in layers:
         parameters = layer.parameters()
         inputs, x = x, product(x, parameters[0], parameters[1], rows)
@@ -204,12 +209,12 @@ class _Network(torch.autograd.Function):
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
-    """x [N, in] times weight [out, in] transposed, plus bias [out]: [N, out], as if there were so many rows."""
-    single = weight.shape[0] == 1  # for which MKL has a kernel that rounds otherwise
+    """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]; by what is quick for so many rows."""
+    single = _alike and weight.shape[0] == 1  # MKL rounds otherwise there
     if ONEDNN and (single or rows * weight.numel() >= LARGE):
         return _onednn(x, weight, bias)
     if single:
-        return F.linear(x, F.pad(weight, (0, 0, 0, 1)), F.pad(bias, (0, 1)))[:, :1]
+        return F.linear(x, F.pad(weight, (0, 0, 0, 1)), F.pad(bias, (0, 1)))[..., :1]
     return F.linear(x, weight, bias)
 
 
@@ -225,6 +230,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def elu_(x: Tensor) -> Tensor:
     """ELU, in place."""
+    if x.numel() < FEW and not _alike:
+        return F.elu_(x)
     y = _exp_(x.clamp(max=0)).sub_(ONE)
     return torch.maximum(x, y, out=x)  # exp(x) - 1 >= x
 

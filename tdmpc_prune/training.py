@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from agents.gradients import NonFiniteGradients
 from agents.tdmpc.agent import TDMPC
+from agents.tdmpc.updates import Updates
 from agents.tdmpc.world_model import architecture
 from envs import TASKS, SimulatorError, make_env
 from tdmpc_prune import checkpoint
@@ -152,14 +154,24 @@ class Training(Run):
 
     def update(self) -> None:
         """Makes one update of the agent."""
-        batch = self.replay.sample(self.config.agent.batch_size)
         try:
-            losses, priority = self.agent.update(batch, self.pruner.observe if self.pruner else None)
+            update = self._updates()
         except NonFiniteGradients:
             self._skipped()
             return
-        self.replay.update_priorities(batch.index, priority)
-        self._updated(losses)
+        self._updated(update.losses, update.observation)
+        if self.device.type == "cuda" and not self.pending_updates:
+            self._ask_device()
+
+    @cached_property
+    def _updates(self) -> Updates:
+        return Updates(self.agent, self.replay, self.pruner)
+
+    def _ask_device(self) -> None:
+        """Counts the updates that a GPU has left out: after many of them, since asking waits for it."""
+        count, in_a_row = self._updates.skipped()
+        if count:
+            self._skipped(count, in_a_row)
 
     def remove(self, check: Check) -> Event:
         """Removes the units that are due; counts the episodes that went into calibrating."""
@@ -214,6 +226,8 @@ class Training(Run):
     # Storing
 
     def _tensors(self) -> dict[str, Tensor]:
+        if self.device.type == "cuda":
+            self._ask_device()
         tensors = {
             "rng.agent": self.agent.generator.get_state(),
             "rng.replay": self.replay.generator.get_state(),

@@ -101,7 +101,7 @@ class TDMPC:
             generators=generators or [self.generator],
         )
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def plan(
         self, obs: np.ndarray, planner: Planner, agent_step: int, *, explore: bool = False
     ) -> np.ndarray:
@@ -115,7 +115,7 @@ class TDMPC:
             action = planner.plan(z, horizon=horizon, min_std=min_std, explore=explore)
         return action.cpu().numpy()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def policy_action(self, obs: np.ndarray) -> np.ndarray:
         """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
         return self.model.act(self._encode(self._tensor(obs))).cpu().numpy()
