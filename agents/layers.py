@@ -24,8 +24,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CACHED = 2**17
-"""Numbers of a layer's outputs that are worked on at a time: with their gradients they fit a core's cache."""
 LARGE = 2**20
 """Multiplications from which on oneDNN is quicker: a call of it costs 10 microseconds more."""
 FEW = 2**12
@@ -102,16 +100,10 @@ class MLP(nn.Sequential):
         total = math.prod(batch)
         # Environments come first in a shape: how to multiply must not depend on how many there are.
         rows = (batch[-1] if batch else 1) if _alike else total
-        least = FEWEST_ROWS if _alike else 0
-        size = max(CACHED // max(layer.linear.out_features for layer in layers), FEWEST_ROWS)
-        if total < least:
-            return _run(F.pad(x.reshape(total, inputs), (0, 0, 0, least - total)), layers, rows)[:total].view(
-                *batch, -1
-            )
-        if 2 * total <= 3 * size:  # a last block of a few rows would cost as much as a large one
+        if not _alike or total >= FEWEST_ROWS:
             return _run(x, layers, rows)
-        blocks = x.reshape(total, inputs).split(size)
-        return torch.cat([_run(block, layers, rows) for block in blocks]).view(*batch, -1)
+        filled = F.pad(x.reshape(total, inputs), (0, 0, 0, FEWEST_ROWS - total))
+        return _run(filled, layers, rows)[:total].view(*batch, -1)
 
     def _layers(self) -> list[Layer] | None:
         """What it consists of, or None if that cannot be computed as a whole."""
@@ -190,14 +182,14 @@ class _Network(torch.autograd.Function):
             of_norm: list[Tensor | None] = []
             if layer.norm is not None:
                 h, mean, rstd, weight, _, scale, shift = rest
-                gradient = torch.addcmul(gradient, gradient, y.square(), value=-1)
+                gradient = torch.ops.aten.tanh_backward(gradient, y)
                 gradient, *of_norm = torch.ops.aten.native_layer_norm_backward(
                     gradient, h, layer.norm.normalized_shape, mean, rstd, scale, shift, [True, *wanted[i][2:]]
                 )
             else:
                 weight = rest[0]
-                if layer.elu:  # exp(x) = y + 1 where x < 0
-                    gradient = torch.addcmul(gradient, gradient, y.clamp(max=0))
+                if layer.elu:
+                    gradient = torch.ops.aten.elu_backward(gradient, 1, 1, 1, True, y)
             gradients[:0] = [
                 _gradient_product(gradient.t(), inputs.t()) if wanted[i][0] else None,
                 gradient.sum(0) if wanted[i][1] else None,

@@ -16,9 +16,9 @@ from envs.gl import enable_gl, without_gl
 
 _UNLIMITED = 1e10  # mjMAXVAL: what dm_control's action spec says of an actuator without limits
 _SKY = "./common/skybox.xml"  # among the assets of the suite's models
-_SMALL_SKY = b'''<mujoco><asset>
+_SMALL_SKY = b"""<mujoco><asset>
     <texture name="skybox" type="skybox" builtin="flat" width="1" height="1"/>
-</asset></mujoco>'''
+</asset></mujoco>"""
 _CAMERA = {"quadruped": "y", "dog": "y-axis"}  # side views; there, camera 0 may look away from the body
 
 Observation = dict[str, np.ndarray]
