@@ -1,4 +1,4 @@
-"""Trains for a given time and watches memory and the time of a step.
+"""Trains and prunes for a given time, and watches memory and the time of a step.
 
 python -m benchmarks.soak --minutes 60 --csv soak.csv
 """
@@ -23,6 +23,10 @@ from tdmpc_prune.train import train
 from tdmpc_prune.training import Training
 
 
+RUN = "--steps 3000000 --prune.start 0 --prune.end 1 --prune.events 100".split()
+"""Longer than any soak, with a removal every 30,000 environment steps from the beginning on."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How long, and what."""
@@ -33,6 +37,8 @@ class Options:
     """Task to train on."""
     capacity: int = 10_000
     """Rows of the replay buffer: memory should grow no more once it is full."""
+    threads: int = 1
+    """PyTorch's threads: with more of them, whatever else runs here shows in the time of a step."""
     every: float = 1.0
     """Seconds between two samples."""
     csv: Path = Path("soak.csv")
@@ -80,8 +86,8 @@ def main(options: Options) -> None:
 
     StopSignals.check, Training._build = checked, built
     with tempfile.TemporaryDirectory() as place:
-        words = ["--run-dir", f"{place}/run", "--wandb.mode", "disabled", "--steps", "100000000"]
-        words += ["--agent.replay.capacity", str(options.capacity), "--prune.criterion", "none"]
+        words = ["--run-dir", f"{place}/run", "--wandb.mode", "disabled", "--threads", str(options.threads)]
+        words += ["--agent.replay.capacity", str(options.capacity), *RUN]
         with contextlib.suppress(Interrupted):
             train(parse(["train", options.task, *words]))
     with options.csv.open("w", newline="") as file:
