@@ -5,7 +5,7 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format type bench clean
+.PHONY: help setup train test lint format type bench gpu clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ type: .venv/ready ## check types
 
 bench: .venv/ready ## milliseconds: ours, the simple way, the roofline, trick by trick (ARGS="--upstream PATH")
 	$(BIN)/python -m benchmarks.speed --tricks $(ARGS)
+
+gpu: .venv/ready ## on a machine with a CUDA GPU: its tests and its benchmark (needs PyTorch for CUDA)
+	$(BIN)/python -m pytest -m gpu tests $(ARGS)
+	$(BIN)/python -m benchmarks.gpu
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -20,6 +20,12 @@ def adam(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=lr, fused=kind in ("cpu", "cuda"), capturable=kind == "cuda")
 
 
+def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Forgets the gradients of an earlier backward pass."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm of all gradients together, as for clipping."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

@@ -44,4 +44,5 @@ def widths(network: nn.Module) -> list[int]:
 
 def straight_through_clamp(x: Tensor, limit: float) -> Tensor:
     """`x` clamped to [-limit, limit], with the gradient of `x` itself."""
-    return x + (x.clamp(-limit, limit) - x).detach()
+    clamped = x.clamp(-limit, limit)
+    return x + (clamped - x).detach() if x.requires_grad else clamped

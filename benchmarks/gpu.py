@@ -5,14 +5,14 @@ python -m benchmarks.gpu [--upstream PATH]
 
 from __future__ import annotations
 
-import json
-import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
@@ -20,15 +20,18 @@ from agents.layers import module_by_module
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.updates import Updates
 from benchmarks.upstream import Upstream
+from tdmpc_prune.commands.common import print_json, show_table
 from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.pruning.config import ImportanceConfig, Limits, PruneConfig
 from tdmpc_prune.pruning.pruner import Pruner
-from tdmpc_prune.speed import Sizes, new_subject, random_replay
+from tdmpc_prune.speed import Sizes, Work, alternate, new_subject, random_replay
+
+CUDA = torch.device("cuda")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Times updates (sampling, tracker and new priorities included) and plans by graph and launch by launch."""
+    """Times updates (sampling, tracker and new priorities included) and plans, by graph and launch by launch."""
 
     presets: tuple[Preset, ...] = ("laptop", "paper")
     """Presets to time."""
@@ -38,99 +41,97 @@ class Options:
     """Widths left are multiples of this: a GPU reads other rows in smaller pieces."""
     upstream: Path | None = None
     """A checkout of the public TD-MPC code, timed in turn."""
-    repeats: int = 60
-    """Timed calls of each."""
+    seconds: float = 4.0
+    """Time spent on each figure."""
     json: bool = False
     """Print one JSON object."""
 
 
-def main(options: Options) -> None:
-    """Prints the table."""
-    found = {preset: measure(preset, options) for preset in options.presets}
-    if options.json:
-        print(
-            json.dumps({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "presets": found})
-        )
-        return
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, milliseconds, medians in turn")
-    for preset, row in found.items():
-        for name, value in row.items():
-            print(f"{preset:8} {name:34} {value:9.3f}")
+class Agent:
+    """An agent that learns from random data, and plans."""
 
-
-def measure(preset: Preset, options: Options) -> dict[str, float]:
-    """Medians of one preset."""
-    works: dict[str, Callable[[], object]] = {}
-    found: dict[str, float] = {}
-    for name, sparsity in (("dense", 0.0), ("pruned", options.sparsity)):
-        agent = TDMPC(PRESETS[preset], 5, 1, seed=1, device="cuda")
-        replay = random_replay(agent)
+    def __init__(self, preset: Preset, sparsity: float, round_to: int) -> None:
+        subject = new_subject(PRESETS[preset], Sizes(), CUDA)
+        self.agent: TDMPC = subject.agent
+        self.plan = subject.plan
         prune = PruneConfig(
-            sparsity=max(sparsity, 0.1),
-            limits=Limits(round_to=options.round_to),
-            importance=ImportanceConfig(warmup=1),
+            sparsity=sparsity, limits=Limits(round_to=round_to), importance=ImportanceConfig(warmup=1)
         )
-        pruner = Pruner(agent, prune, prune.schedule_over(100))
-        updates = Updates(agent, replay, pruner)
+        self.pruner = Pruner(self.agent, prune, prune.schedule_over(100))
+        replay = random_replay(self.agent)
+        self.updates, self.bare = Updates(self.agent, replay, self.pruner), Updates(self.agent, replay)
 
-        def update(updates: Updates = updates, pruner: Pruner = pruner) -> None:
-            pruner.advance(0.5, updates().observation)
+    def update(self) -> None:
+        """An update that is watched by the importance tracker."""
+        self.pruner.advance(0.5, self.updates().observation)
 
-        def bare(updates: Updates = Updates(agent, replay)) -> None:
-            updates()
+    def warm_up(self) -> None:
+        """As often as it takes to capture graphs."""
+        for _ in range(4):
+            self.update()
+            self.bare()
+            self.plan()
 
-        planner = agent.make_planner()
-        obs = np.zeros((1, 5), np.float32)
+    def prune(self) -> dict[str, float]:
+        """Removes all at once; milliseconds of what that costs."""
+        found = {"removal": seconds(lambda: self.pruner.prune(100))}
+        # Two launch by launch, then one that is captured.
+        found["first three updates after it"] = seconds(lambda: [self.update() for _ in range(3)])
+        return {name: 1e3 * value for name, value in found.items()}
 
-        def plan(agent=agent, planner=planner) -> None:  # type: ignore[no-untyped-def]
-            agent.plan(obs, planner, 10**9)
 
-        for _ in range(5):
-            update(), bare(), plan()
-        if sparsity:
-            pruner.prune(100)
-            found["sparsity"] = pruner.sparsity
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(3):  # two by launches, and the capture
-                update()
-            torch.cuda.synchronize()
-            found["first three updates after a removal"] = 1e3 * (time.perf_counter() - start)
-            start = time.perf_counter()
-            updates._captured._capture()
-            torch.cuda.synchronize()
-            found["capture of an update"] = 1e3 * (time.perf_counter() - start)
-            for _ in range(3):
-                bare(), plan()
-        works[f"{name} update, graph"], works[f"{name} plan, graph"] = update, plan
-        works[f"{name} update without tracker, graph"] = bare
-        works[f"{name} update, launches"], works[f"{name} plan, launches"] = _simple(update), _simple(plan)
+def seconds(work: Callable[[], object]) -> float:
+    """Time until the device has done it."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(preset: Preset, options: Options) -> list[dict[str, Any]]:
+    """Rows of one preset's table, milliseconds."""
+    dense, pruned = (Agent(preset, options.sparsity, options.round_to) for _ in range(2))
+    dense.warm_up()
+    pruned.warm_up()
+    events = pruned.prune()
+    pruned.warm_up()
+    works: dict[tuple[str, str], Work] = {}
+    for name, one in (("dense", dense), ("pruned", pruned)):
+        works[name, "update"], works[name, "plan"] = Work(one.update), Work(one.plan)
+        works[name, "update without tracker"] = Work(one.bare)
+        for kind in ("update", "plan"):
+            works[f"{name}, launch by launch", kind] = Work(getattr(one, kind), module_by_module)
     if options.upstream:
-        public = Upstream(options.upstream, new_subject(PRESETS[preset], Sizes(), torch.device("cuda")))
-        works["public code, update"], works["public code, plan"] = public.update, public.plan
-    return found | medians(works, options.repeats)
+        public = Upstream(options.upstream, new_subject(PRESETS[preset], Sizes(), CUDA))
+        works["public code", "update"], works["public code", "plan"] = Work(public.update), Work(public.plan)
+    times = alternate(works, options.seconds, CUDA)
+    kinds = ("update", "update without tracker", "plan")
+    rows: dict[str, dict[str, Any]] = {}
+    for (name, kind), values in times.items():
+        rows.setdefault(name, {"preset": preset, "agent": name} | dict.fromkeys(kinds, ""))[kind] = round(
+            median(values), 3
+        )
+    events["sparsity, %"] = 100 * pruned.pruner.sparsity
+    for name, row in rows.items():
+        row |= {key: round(value, 1) if name == "pruned" else "" for key, value in events.items()}
+    return list(rows.values())
 
 
-def _simple(work: Callable[[], None]) -> Callable[[], None]:
-    def simple() -> None:
-        with module_by_module():
-            work()
-
-    return simple
-
-
-def medians(works: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, until the device has done it, one after the other in turn."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats + 3):
-        for name, work in works.items():
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            work()
-            torch.cuda.synchronize()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values[3:]) for name, values in times.items()}
+def main(options: Options) -> int:
+    """Prints the table; returns the exit code."""
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu needs a CUDA GPU, and PyTorch sees none here", file=sys.stderr)
+        return 2
+    name = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    rows = [row for preset in options.presets for row in measure(preset, options)]
+    if options.json:
+        print_json({"device": name, "rows": rows})
+    else:
+        print(f"{name}; milliseconds, medians in turn\n")
+        show_table(rows)
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    sys.exit(main(tyro.cli(Options)))

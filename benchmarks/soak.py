@@ -22,8 +22,7 @@ from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.train import train
 from tdmpc_prune.training import Training
 
-
-RUN = "--steps 3000000 --prune.start 0 --prune.end 1 --prune.events 100".split()
+RUN = ["--steps", "3000000", "--prune.start", "0", "--prune.end", "1", "--prune.events", "100"]
 """Longer than any soak, with a removal every 30,000 environment steps from the beginning on."""
 
 

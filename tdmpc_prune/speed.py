@@ -22,6 +22,7 @@ from agents.layers import module_by_module
 from agents.replay import Batch, Episode, ReplayBuffer
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
+from agents.tdmpc.updates import Updates
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.importance import WAITING
 from tdmpc_prune.pruning.pruner import Pruner
@@ -61,7 +62,7 @@ class Speed:
     """Figures of one agent."""
 
     update_ms: float
-    """An update, without the importance tracker."""
+    """An update, sampling and new priorities included, without the importance tracker."""
     plan_ms: float
     """A control step of the planner at its full horizon, from an observation to an action."""
     tracker_share: float
@@ -85,13 +86,22 @@ class Subject:
         self.obs = np.random.default_rng(1).normal(size=(1, agent.obs_dim)).astype(np.float32)
 
     @cached_property
+    def replay(self) -> ReplayBuffer:
+        """What updates learn from."""
+        return random_replay(self.agent)
+
+    @cached_property
     def batch(self) -> Batch:
-        """What every update learns from."""
-        return random_replay(self.agent).sample(self.agent.config.batch_size)
+        """Sequences of it."""
+        return self.replay.sample(self.agent.config.batch_size)
+
+    @cached_property
+    def _updates(self) -> Updates:
+        return Updates(self.agent, self.replay)
 
     def update(self) -> None:
-        """One update."""
-        self.agent.update(self.batch)
+        """One update: sequences are drawn, learned from, and given new priorities."""
+        self._updates()
 
     def plan(self) -> None:
         """One control step; plans go on from each other."""
@@ -214,10 +224,10 @@ def tracker_share(config: TDMPCConfig, sizes: Sizes, device: torch.device, secon
     """
     plain, tracked = new_subject(config, sizes, device), new_subject(config, sizes, device)
     pruner = _pruner(tracked.agent)
+    updates = Updates(tracked.agent, tracked.replay, pruner)
 
     def update() -> None:
-        tracked.agent.update(tracked.batch, pruner.observe)
-        pruner.advance(0.5)
+        pruner.advance(0.5, updates().observation)
 
     works = {"without": Work(plain.update), "with": Work(update)}
     times = alternate(works, seconds, device)

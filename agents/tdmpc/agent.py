@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.gradients import adam, finite_norm, gradient_norm, step
+from agents.gradients import adam, drop_gradients, finite_norm, gradient_norm, step
 from agents.layers import as_a_whole
 from agents.replay import Batch, ReplayBuffer
 from agents.tdmpc.config import TDMPCConfig
@@ -156,27 +156,27 @@ class TDMPC:
         """What an update does on the device, but for `follow`: the same launches each time."""
         config = self.config
         norm_of = gradient_norm if self.device.type == "cuda" else finite_norm
-        self.model_optimizer.zero_grad(set_to_none=True)
+        # Asked of the optimisers, who have a list: to walk through the modules takes as long as ten small layers.
+        parameters, policy_parameters = (o.param_groups[0]["params"] for o in self.optimizers())
+        drop_gradients(parameters)
         losses, latents = self.model_losses(batch)
         weighted = self.weighted_loss(losses, batch).mean()
         (weighted / config.horizon).backward()
-        parameters = self.model_parameters()
         grad_norm = norm_of(parameters)
         if observe:
             observe(parameters)
         skipped = step(self.model_optimizer, parameters, grad_norm, config.grad_clip)
 
-        self.policy_optimizer.zero_grad(set_to_none=True)
+        drop_gradients(policy_parameters)
         with frozen(self.model.q):
             policy_loss = self.policy_loss(latents)
             policy_loss.backward()
-        parameters = list(self.model.policy.parameters())
-        policy_norm = norm_of(parameters)
+        policy_norm = norm_of(policy_parameters)
         if observe:
-            observe(parameters)
+            observe(policy_parameters)
         # No step of the policy where the model made none.
         policy_norm = torch.where(skipped > 0, torch.inf, policy_norm)
-        skipped = step(self.policy_optimizer, parameters, policy_norm, config.grad_clip)
+        skipped = step(self.policy_optimizer, policy_parameters, policy_norm, config.grad_clip)
         metrics = {
             "consistency_loss": losses.consistency.mean(),
             "reward_loss": losses.reward.mean(),

@@ -140,7 +140,7 @@ def test_bad_gradients_change_nothing():
 
 
 def test_updates_do_not_wait():
-    agent, replay, pruner, updates = new()
+    _, _, pruner, updates = new()
     for i in range(5):
         pruner.advance(i / 100, updates().observation)
     torch.cuda.synchronize()
@@ -173,7 +173,7 @@ def test_plans_by_graph_are_the_same(explore):
 
 
 def test_a_plan_follows_learning_and_removals():
-    agent, replay, pruner, updates = new()
+    agent, _, pruner, updates = new()
     obs = np.ones((1, 5), np.float32)
 
     def both():
