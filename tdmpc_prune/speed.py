@@ -82,7 +82,7 @@ class Subject:
 
     def __init__(self, agent: TDMPC, agent_step: int = LATE) -> None:
         self.agent, self.agent_step = agent, agent_step
-        self.planner = agent.make_planner()
+        self.planner = agent.make_planner([torch.Generator(agent.device).manual_seed(1)])
         self.obs = np.random.default_rng(1).normal(size=(1, agent.obs_dim)).astype(np.float32)
 
     @cached_property
@@ -181,10 +181,15 @@ def _wait(device: torch.device) -> None:
 
 def gflop(call: Callable[[], object]) -> float:
     """Floating-point operations in the matrix products of a call, in 1e9."""
+    return 2 * multiplications(call) / 1e9
+
+
+def multiplications(call: Callable[[], object]) -> int:
+    """Multiply-accumulates in the matrix products of a call; PyTorch counts only products of its own."""
     with module_by_module(), FlopCounterMode(display=False) as counter:
         call()
     operations: int = counter.get_total_flops()
-    return operations / 1e9
+    return operations // 2
 
 
 def products(device: torch.device) -> dict[str, Work]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from envs import SimulatorError
@@ -21,6 +20,7 @@ from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
 from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.size import SizeModel
+from tdmpc_prune.speed import Subject, multiplications
 
 TIMED_SECONDS = 20.0
 """A slow planner is timed for about this long, and not over all the plans asked for."""
@@ -154,10 +154,8 @@ def _work(stored: StoredAgent) -> dict[str, Any]:
     """Multiply-accumulates: of one input through every component, and of one control step of the planner."""
     agent = stored.agent
     size = SizeModel(agent.components(), find_groups(agent))
-    planner = agent.make_planner([torch.Generator(agent.device).manual_seed(0)])
-    with FlopCounterMode(display=False) as counter:
-        agent.plan(np.zeros((1, agent.obs_dim), np.float32), planner, stored.agent_step)
-    return {"macs": size.macs(size.widths), "plan_macs": counter.get_total_flops() // 2}
+    plan = Subject(agent, stored.agent_step).plan
+    return {"macs": size.macs(size.widths), "plan_macs": multiplications(plan)}
 
 
 def _deadline(stored: StoredAgent, controller: Controller, plans: int, control_ms: float) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _plans(config: BenchmarkConfig, device: torch.device) -> list[dict[str, Any]
     from statistics import median
 
     from tdmpc_prune.checkpoint import load_agent
-    from tdmpc_prune.speed import Subject, Work, alternate, gflop
+    from tdmpc_prune.speed import Subject, Work, alternate, multiplications
 
     stored = {path: load_agent(path, device) for path in dict.fromkeys(config.runs)}
     subjects = {path: Subject(one.agent, one.agent_step) for path, one in stored.items()}
@@ -122,7 +122,7 @@ def _plans(config: BenchmarkConfig, device: torch.device) -> list[dict[str, Any]
             "task": one.task,
             "sparsity": one.sparsity,
             "parameters": one.parameters,
-            "plan_macs": round(1e9 * gflop(subjects[path].plan) / 2),
+            "plan_macs": multiplications(subjects[path].plan),
             "plan_ms": median(times[path]),
         }
         for path, one in stored.items()
