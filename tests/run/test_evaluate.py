@@ -298,7 +298,7 @@ def test_every_simulator_gets_its_own_actions(monkeypatch):
 
         model = torch.nn.Identity()
 
-        def policy_action(self, obs, model):
+        def policy_action(self, obs):
             assert (obs[:, 1] == obs[0, 1]).all()  # all at the same step
             return obs[:, :1]
 
