@@ -67,9 +67,9 @@ def test_work_counted_by_hand(runs):
     tower = (4 + 1) * 8 + 8 * 8
     dynamics, reward, policy, q = tower + 8 * 4, tower + 8, 4 * 8 + 8 * 8 + 8, tower + 8
     assert dense["macs"] == encoder + dynamics + reward + policy + 2 * q
-    # 16 samples and 4 proposals; 2 iterations of 2 steps; proposals take one step of the model.
+    # 16 samples and 4 proposals; 2 iterations of 2 steps; proposals take one step of the dynamics.
     assert dense["plan_macs"] == (
-        encoder + 4 * (2 * policy + dynamics + reward) + 2 * 20 * (2 * (dynamics + reward) + policy + 2 * q)
+        encoder + 4 * (2 * policy + dynamics) + 2 * 20 * (2 * (dynamics + reward) + policy + 2 * q)
     )
     agent = runs["b"].agent
     assert pruned["parameters"] == sum(p.numel() for p in agent.model.parameters())
