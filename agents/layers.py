@@ -234,4 +234,6 @@ def tanh_(x: Tensor) -> Tensor:
 
 
 def _exp_(x: Tensor) -> Tensor:
-    return x.exp_() if _alike else x.mul_(LOG2_E).exp2_()
+    # The last numbers of a thread's part are too few for exp2's vectors, and rounded otherwise: but for such widths.
+    no_rest = x.shape[-1] % 64 == 0 and torch.get_num_threads() <= 2
+    return x.mul_(LOG2_E).exp2_() if no_rest or not _alike else x.exp_()
