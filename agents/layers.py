@@ -40,7 +40,10 @@ _as_a_whole, _alike = True, False
 
 @contextmanager
 def module_by_module() -> Iterator[None]:
-    """Has networks computed module by module meanwhile, and without CUDA graphs: the simple way, to compare with."""
+    """Has networks computed module by module meanwhile, and without CUDA graphs: the simple way, to compare with.
+
+    In all threads, as `alike`.
+    """
     global _as_a_whole
     before, _as_a_whole = _as_a_whole, False
     try:
@@ -86,7 +89,7 @@ class MLP(nn.Sequential):
     """Linear layers with ELU, or LayerNorm and Tanh, between them; inputs [..., in], outputs [..., out].
 
     Computed as a whole where that is quicker: not on a GPU, not in float64, not for export, not where other
-    modules were put into it, and not while somebody listens to a module by a hook.
+    modules were put into it, and not while somebody listens to a module by a forward hook.
     """
 
     _known: tuple[tuple[nn.Module | None, ...], list[Layer] | None] = (), None

@@ -27,14 +27,15 @@ Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def act_with(agent: TDMPC, agent_step: int, controller: Controller, seeds: Sequence[int]) -> Act:
     """A controller for several episodes, each with a seed, that does in each what it would do alone."""
-    if controller == "policy":
-        return lambda obs, keep: agent.policy_action(obs)
     generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
     planner = agent.make_planner(generators)
 
     def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        planner.keep(torch.from_numpy(keep).to(agent.device))
-        return agent.plan(obs, planner, agent_step)
+        with alike():
+            if controller == "policy":
+                return agent.policy_action(obs)
+            planner.keep(torch.from_numpy(keep).to(agent.device))
+            return agent.plan(obs, planner, agent_step)
 
     return act
 
@@ -142,8 +143,7 @@ class Evaluator:
         keep = np.ones(count, dtype=bool)
         while len(running):
             check()
-            with alike():
-                actions = act(obs, keep)
+            actions = act(obs, keep)
             steps = [self.envs[i].step(a) for i, a in zip(running, actions, strict=True)]
             if self.film and first == 0 and running[0] == 0:
                 self.frames.append(np.asarray(self.envs[0].render()))

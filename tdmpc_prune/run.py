@@ -202,30 +202,31 @@ class Run(ABC):
 
         Where a GPU has left it out, losses and observation are 0, and `skipped` among the losses is 1.
         """
-        self.progress.skipped_in_a_row = 0
+        skipped = losses.get("skipped", torch.zeros(()))
+        if not skipped.is_cuda:
+            self.progress.skipped_in_a_row = 0
         if self.pruner:
             self.pruner.advance(self.progress.env_step / self.config.steps, observation)
-        made = {name: value for name, value in losses.items() if name != "skipped"}
-        made["count"] = 1 - losses.get("skipped", torch.zeros(()))
+        made = {name: value for name, value in losses.items() if name != "skipped"} | {"count": 1 - skipped}
         for name, value in made.items():
             self.losses[name] = self.losses.get(name, torch.zeros_like(value)) + value
 
-    def _skipped(self, count: int = 1, in_a_row: int | None = None) -> None:
-        """Ends updates that came to nothing, since their gradients were not finite.
-
-        Args:
-            count: how many.
-            in_a_row: how many of all updates the last ones were; `count` more than before if None.
+    def _skipped(self) -> None:
+        """Ends an update that came to nothing, since its gradients were not finite.
 
         Raises:
             Stopped: so did those before it, as many as the settings allow.
         """
         if self.pruner:
             self.pruner.discard()
-        progress, limit = self.progress, self.config.skip_limit
-        progress.skipped_updates += count
-        progress.skipped_in_a_row = progress.skipped_in_a_row + count if in_a_row is None else in_a_row
-        if progress.skipped_in_a_row >= limit:
+        self.progress.skipped_updates += 1
+        self.progress.skipped_in_a_row += 1
+        self._check_divergence(self.progress.skipped_in_a_row)
+
+    def _check_divergence(self, in_a_row: int) -> None:
+        """Raises Stopped if so many updates in a row came to nothing as the settings allow."""
+        limit = self.config.skip_limit
+        if in_a_row >= limit:
             raise Stopped(
                 f"{self.place}: it diverges, {limit} updates in a row brought gradients that are not finite: "
                 "begin another run (--run-dir) with a lower --agent.lr or --agent.grad-clip, or give this one "

@@ -161,17 +161,17 @@ class Training(Run):
             return
         self._updated(update.losses, update.observation)
         if self.device.type == "cuda" and not self.pending_updates:
-            self._ask_device()
+            self._check_divergence(self._ask_device())
 
     @cached_property
     def _updates(self) -> Updates:
-        return Updates(self.agent, self.replay, self.pruner)
+        return Updates(self.agent, self.replay, self.pruner, in_a_row=self.progress.skipped_in_a_row)
 
-    def _ask_device(self) -> None:
-        """Counts the updates that a GPU has left out: after many of them, since asking waits for it."""
-        count, in_a_row = self._updates.skipped()
-        if count:
-            self._skipped(count, in_a_row)
+    def _ask_device(self) -> int:
+        """Counts the updates that a GPU has left out; returns how many in a row at most. Waits for the device."""
+        count, self.progress.skipped_in_a_row, most = self._updates.skipped()
+        self.progress.skipped_updates += count
+        return most
 
     def remove(self, check: Check) -> Event:
         """Removes the units that are due; counts the episodes that went into calibrating."""

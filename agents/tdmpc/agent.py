@@ -248,7 +248,7 @@ class TDMPC:
 
     @torch.no_grad()
     def update_target(self, skipped: Tensor | None = None) -> None:
-        """Moves the target towards the online model by tau; not at all if `skipped` is 1."""
+        """Moves the target towards the online model by tau; not at all if `skipped` is 1, on CUDA."""
         target: list[Tensor] = list(self.target.parameters())
         online: list[Tensor] = list(self.model.parameters())
         if skipped is None or not skipped.is_cuda:

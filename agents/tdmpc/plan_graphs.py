@@ -23,8 +23,8 @@ class PlanGraphs:
         key = len(obs), horizon, explore
         graph = self._graphs.pop(key, None) or _PlanGraph(explore)
         self._graphs[key] = graph  # the last one used is the last one to go
-        if len(self._graphs) > MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
+        if len(self._graphs) > MOST_GRAPHS:  # evaluations whose episodes end one by one go before training
+            del self._graphs[min(self._graphs, key=lambda key: key[2])]
         return graph.plan(planner, obs, horizon, min_std)
 
 

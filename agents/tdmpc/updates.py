@@ -42,9 +42,12 @@ class Updates:
     an observation of 0, and `skipped` says how many. What an update brings stands until the next one.
     """
 
-    def __init__(self, agent: TDMPC, replay: ReplayBuffer, observer: Observer | None = None) -> None:
+    def __init__(
+        self, agent: TDMPC, replay: ReplayBuffer, observer: Observer | None = None, *, in_a_row: int = 0
+    ) -> None:
+        """Of an agent whose last `in_a_row` updates were skipped."""
         self._agent, self._replay, self._observer = agent, replay, observer
-        self._skipped = torch.zeros(2, device=replay.device)
+        self._skipped = torch.tensor([0.0, in_a_row, in_a_row], device=replay.device)
         self._captured = Captured(self._learn, [agent.generator, replay.generator])
 
     def __call__(self) -> Update:
@@ -59,14 +62,14 @@ class Updates:
         self._agent.follow(update.losses["skipped"])
         return update
 
-    def skipped(self) -> tuple[int, int]:
-        """Updates that were skipped on CUDA since this was last asked, and how many were the last ones.
+    def skipped(self) -> tuple[int, int, int]:
+        """Updates that were skipped on CUDA since this was last asked; how many were the last ones; most in a row.
 
         Waits for the device.
         """
-        count, in_a_row = self._skipped.tolist()
-        self._skipped[0] = 0
-        return int(count), int(in_a_row)
+        count, in_a_row, most = (int(number) for number in self._skipped.tolist())
+        self._skipped[0], self._skipped[2] = 0, in_a_row
+        return count, in_a_row, most
 
     def _learn(self) -> Update:
         agent, replay, observer = self._agent, self._replay, self._observer
@@ -78,7 +81,9 @@ class Updates:
             return Update(losses, observation)
         bad = skipped > 0
         replay.update_priorities(batch.index, priority, unless=bad)
-        self._skipped.add_(skipped)
-        self._skipped[1].mul_(skipped)
+        count, in_a_row, most = self._skipped.unbind()
+        count.add_(skipped)
+        in_a_row.add_(1).mul_(skipped)
+        torch.maximum(most, in_a_row, out=most)
         losses = {name: torch.where(bad, 0, value) for name, value in losses.items()} | {"skipped": skipped}
         return Update(losses, None if observation is None else torch.where(bad, 0, observation))

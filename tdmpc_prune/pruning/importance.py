@@ -183,6 +183,8 @@ class ImportanceTracker:
             now = next((group.units for group in groups if group.name == name), 0)
             require(now == len(units), f"group {name!r} has {now} units now, but {len(units)} were kept")
         self.groups = list(groups)
+        if sum(len(units) for units in staying.values()) == self._slices.units:
+            return  # a CUDA graph may go on writing to these slices
         self._slices = Slices(self.groups)
         index = torch.cat([staying[name] for name in self._names]).to(self._slices.device)
         self._averages.keep(index)

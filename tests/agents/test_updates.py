@@ -44,7 +44,8 @@ def test_an_update_is_its_steps():
     for one, same in ((replay, other_replay), (pruner, other_pruner)):
         states = one.state_dict(), same.state_dict()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert updates.skipped() == (0, 0)
+    assert updates.skipped() == (0, 0, 0)
+    assert Updates(agent, replay, in_a_row=3).skipped() == (0, 3, 3)
 
 
 def test_bad_gradients_are_raised_on_a_cpu():

@@ -119,15 +119,15 @@ def test_after_a_removal_the_graph_is_captured_anew():
 def test_bad_gradients_change_nothing():
     agent, replay, pruner, updates = new()
     make(updates, pruner, 5)
-    assert updates.skipped() == (0, 0)
+    assert updates.skipped() == (0, 0, 0)
     before = learned(agent, replay, pruner)
     obs = replay.storage["obs"].clone()
     replay.storage["obs"].fill_(torch.nan)
     losses = make(updates, pruner, 3)
     assert [row["skipped"] for row in losses] == [1, 1, 1]
     assert all(np.isfinite(list(row.values())).all() for row in losses)
-    assert updates.skipped() == (3, 3)
-    assert updates.skipped() == (0, 3)
+    assert updates.skipped() == (3, 3, 3)
+    assert updates.skipped() == (0, 3, 3)
     replay.storage["obs"].copy_(obs)
     after = learned(agent, replay, pruner)
     alike(
@@ -136,7 +136,24 @@ def test_bad_gradients_change_nothing():
     )
     assert all(v.isfinite().all() for v in after.values())
     assert make(updates, pruner, 1)[0]["skipped"] == 0
-    assert updates.skipped() == (0, 0)
+    assert updates.skipped() == (0, 0, 3)
+    assert updates.skipped() == (0, 0, 0)
+
+
+def test_a_removal_of_nothing_leaves_the_graph_where_it_is():
+    results = []
+    for removes in (False, True):
+        agent, replay, pruner, updates = new()
+        make(updates, pruner, 5)
+        recorded = updates._captured._recorded
+        if removes:
+            pruner.tracker.keep({}, pruner.groups)
+            torch.cuda.empty_cache()
+            torch.full((10**6,), torch.nan, device="cuda")
+        make(updates, pruner, 3)
+        assert updates._captured._recorded is recorded
+        results.append(learned(agent, replay, pruner))
+    alike(*results)
 
 
 def test_updates_do_not_wait():
