@@ -49,8 +49,9 @@ class Captured(Generic[Result]):
         self._calls += 1
         if self._calls <= WARM_UP:
             return self._beside()
-        graph, result = self._capture() if self._recorded is None else self._recorded
-        self._recorded = graph, result
+        if self._recorded is None:
+            self._recorded = self._capture()
+        graph, result = self._recorded
         graph.replay()
         return result
 
