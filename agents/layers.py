@@ -15,6 +15,7 @@ computed as if it were alone, bit by bit.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -32,6 +33,11 @@ FEWEST_ROWS = 16
 """From this many rows on, a row of a matrix product is the same bit by bit (seen, oneDNN and MKL)."""
 
 ONEDNN = torch.backends.mkldnn.is_available()
+# It keeps a compiled product for every shape, half a megabyte each. A few dozen are at work at a time, but every
+# removal brings others: of the 1,024 that it keeps by default most are of former widths. Read at its first use.
+for _setting in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ.setdefault(_setting, "128")
+
 LOG2_E, ONE, TWO = torch.tensor([math.log2(math.e), 1, 2]).unbind()
 """Tensors, since PyTorch makes one of a number at every call."""
 
