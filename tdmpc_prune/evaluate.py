@@ -27,14 +27,19 @@ Act = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def act_with(agent: TDMPC, agent_step: int, controller: Controller, seeds: Sequence[int]) -> Act:
     """A controller for several episodes, each with a seed, that does in each what it would do alone."""
+    if controller == "policy":
+
+        def act_by_policy(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
+            with alike():
+                return agent.policy_action(obs)
+
+        return act_by_policy
     generators = [torch.Generator(agent.device).manual_seed(seed) for seed in seeds]
     planner = agent.make_planner(generators)
 
     def act(obs: np.ndarray, keep: np.ndarray) -> np.ndarray:
+        planner.keep(torch.from_numpy(keep).to(agent.device))
         with alike():
-            if controller == "policy":
-                return agent.policy_action(obs)
-            planner.keep(torch.from_numpy(keep).to(agent.device))
             return agent.plan(obs, planner, agent_step)
 
     return act
