@@ -5,7 +5,6 @@ python -m benchmarks.envs
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -15,15 +14,15 @@ from statistics import median
 import torch
 import tyro
 
-from tdmpc_prune.config import PRESETS, Device, Preset, preset_defaults
-from tdmpc_prune.device import choose_device, set_threads
+from tdmpc_prune.commands.common import CommandConfig, print_json
+from tdmpc_prune.config import PRESETS, Preset, preset_defaults
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.training import Training
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CommandConfig):
     """Times rounds of training: all episodes of a round, then the updates that they are worth; no evaluation."""
 
     task: tyro.conf.Positional[str] = "cartpole-swingup"
@@ -36,12 +35,6 @@ class Options:
     """Rounds of each, in turn."""
     updates: int = 100
     """Updates that are made of those that a round is worth; the others count as if they took as long."""
-    device: Device = "auto"
-    """auto: a CUDA GPU where there is one."""
-    threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +94,7 @@ def measure(run: Training, updates: int) -> Round:
 
 def main(options: Options) -> None:
     """Prints the table."""
-    device = choose_device(options.device)
-    set_threads(options.threads)
+    device = options.compute_on()
     with tempfile.TemporaryDirectory() as folder:
         runs = [begin(options, envs, device, Path(folder)) for envs in options.envs]
         turns = [[measure(run, options.updates) for run in runs] for _ in range(options.repeats)]
@@ -122,7 +114,7 @@ def main(options: Options) -> None:
         )
     threads = torch.get_num_threads()
     if options.json:
-        print(json.dumps({"device": str(device), "threads": threads, "rows": rows}))
+        print_json({"device": str(device), "threads": threads, "rows": rows})
         return
     print(
         f"{options.task}, {options.preset}, {device}, {threads} threads, medians of {options.repeats} rounds"

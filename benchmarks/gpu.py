@@ -20,11 +20,11 @@ from agents.layers import module_by_module
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.updates import Updates
 from benchmarks.upstream import Upstream
-from tdmpc_prune.commands.common import print_json, show_table
+from tdmpc_prune.commands.common import show_rows
 from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.pruning.config import ImportanceConfig, Limits, PruneConfig
 from tdmpc_prune.pruning.pruner import Pruner
-from tdmpc_prune.speed import Sizes, Work, alternate, new_subject, random_replay
+from tdmpc_prune.speed import Sizes, Work, alternate, machine, new_subject, random_replay
 
 CUDA = torch.device("cuda")
 
@@ -123,13 +123,8 @@ def main(options: Options) -> int:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
-    name = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
     rows = [row for preset in options.presets for row in measure(preset, options)]
-    if options.json:
-        print_json({"device": name, "rows": rows})
-    else:
-        print(f"{name}; milliseconds, medians in turn\n")
-        show_table(rows)
+    show_rows(f"{machine(CUDA)}; milliseconds, medians in turn", rows, as_json=options.json)
     return 0
 
 

@@ -5,14 +5,13 @@ python -m benchmarks.pruned --threads 1
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 import tyro
 
-from tdmpc_prune.commands.common import print_json, show_table
+from tdmpc_prune.commands.common import show_rows
 from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.device import set_threads
 from tdmpc_prune.pruning.config import Limits, PruneConfig
@@ -56,7 +55,7 @@ def pruned(options: Options, sparsity: float, round_to: int) -> Subject:
     return subject
 
 
-def main(options: Options) -> int:
+def main(options: Options) -> None:
     """Prints the table."""
     set_threads(options.threads)
     agents = {(0.0, 1): pruned(options, 0.0, 1)}
@@ -78,13 +77,8 @@ def main(options: Options) -> int:
             row[f"{kind} quicker"] = f"{times[dense] / times[this]:.1f}x"
             row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
         rows.append(row)
-    if options.json:
-        print_json({"machine": machine(CPU), "rows": rows})
-    else:
-        print(f"{machine(CPU)}; {options.preset} sizes, medians in turn\n")
-        show_table(rows)
-    return 0
+    show_rows(f"{machine(CPU)}; {options.preset} sizes, medians in turn", rows, as_json=options.json)
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Options)))
+    main(tyro.cli(Options))

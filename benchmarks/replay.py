@@ -6,7 +6,6 @@ which an update of the priorities follows every draw, as in training.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -14,30 +13,21 @@ from dataclasses import asdict, dataclass
 import torch
 import tyro
 
-from agents.replay import Episode, ReplayBuffer
-from tdmpc_prune.config import Device
-from tdmpc_prune.device import choose_device, set_threads
-
-OBS_DIM, ACTION_DIM, EPISODE = 5, 1, 125  # cartpole
-HORIZON, ALPHA, BETA = 5, 0.6, 0.4
+from agents.tdmpc.config import LAPTOP
+from tdmpc_prune.commands.common import CommandConfig, print_json
+from tdmpc_prune.speed import STEPS, Sizes, new_subject, random_replay
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CommandConfig):
     """Times draws and new priorities at cartpole's sizes, in episodes of 125 steps."""
 
     rows: tuple[int, ...] = (10_000, 100_000, 1_000_000)
     """Rows of the buffers; ratios are to the first."""
     batch_size: int = 256
     """Sequences per draw."""
-    device: Device = "auto"
-    """auto: a CUDA GPU where there is one."""
-    threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
     rounds: int = 2_000
     """Draws from each buffer."""
-    json: bool = False
-    """Print one JSON object."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,8 @@ class Cost:
 
 def measure(options: Options, device: torch.device) -> list[Cost]:
     """Times all buffers, in turns."""
-    buffers = [full_replay(rows, device) for rows in options.rows]
+    agent = new_subject(LAPTOP, Sizes(), device).agent
+    buffers = [random_replay(agent, rows) for rows in options.rows]
     sample_ms: list[list[float]] = [[] for _ in buffers]
     update_ms: list[list[float]] = [[] for _ in buffers]
     for _ in range(options.rounds):
@@ -71,28 +62,11 @@ def measure(options: Options, device: torch.device) -> list[Cost]:
             rows=replay.capacity,
             sample_ms=statistics.median(sample_ms[i]),
             update_priorities_ms=statistics.median(update_ms[i]),
-            bytes_per_step=replay.nbytes / (len(replay) // (EPISODE + 1) * EPISODE),
-            data_bytes_per_step=4 * (OBS_DIM + ACTION_DIM + 2),
+            bytes_per_step=replay.nbytes / (len(replay) // (STEPS + 1) * STEPS),
+            data_bytes_per_step=4 * (agent.obs_dim + agent.action_dim + 2),
         )
         for i, replay in enumerate(buffers)
     ]
-
-
-def full_replay(rows: int, device: torch.device) -> ReplayBuffer:
-    """A buffer with no room for another episode, of random numbers."""
-    replay = ReplayBuffer(
-        obs_dim=OBS_DIM,
-        action_dim=ACTION_DIM,
-        capacity=rows,
-        horizon=HORIZON,
-        alpha=ALPHA,
-        beta=BETA,
-        generator=torch.Generator(device).manual_seed(1),
-    )
-    for _ in range(rows // (EPISODE + 1)):
-        obs, action = torch.randn(EPISODE + 1, OBS_DIM), torch.rand(EPISODE, ACTION_DIM) * 2 - 1
-        replay.add(Episode(obs, action, torch.rand(EPISODE), terminated=False))
-    return replay
 
 
 def milliseconds(device: torch.device) -> float:
@@ -104,11 +78,10 @@ def milliseconds(device: torch.device) -> float:
 
 def main(options: Options) -> None:
     """Prints the table."""
-    device = choose_device(options.device)
-    set_threads(options.threads)
+    device = options.compute_on()
     costs = measure(options, device)
     if options.json:
-        print(json.dumps({cost.rows: asdict(cost) for cost in costs}))
+        print_json({str(cost.rows): asdict(cost) for cost in costs})
         return
     print(f"{device}, {torch.get_num_threads()} threads, {options.batch_size} sequences, medians")
     print(

@@ -29,7 +29,6 @@ from benchmarks.upstream import Upstream
 from tdmpc_prune.commands.benchmark import SpeedConfig
 from tdmpc_prune.commands.common import print_json, show_table
 from tdmpc_prune.config import PRESETS, Preset
-from tdmpc_prune.device import keep_memory
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.speed import (
     Sizes,
@@ -81,30 +80,19 @@ def rewards_step_by_step() -> Iterator[None]:
     def rollout(self: WorldModel, z: Tensor, actions: Tensor) -> tuple[list[Tensor], Tensor]:
         latents, rewards = [z], []
         for action in actions:
-            z, reward = self.next(z, action)
-            latents.append(z)
-            rewards.append(reward)
+            inputs = torch.cat([latents[-1], action], dim=-1)
+            rewards.append(self.reward(inputs).squeeze(-1))
+            latents.append(self.dynamics(inputs))
         return latents, torch.stack(rewards)
 
     with patch.object(WorldModel, "rollout", rollout):
         yield
 
 
-@contextmanager
-def memory_given_back() -> Iterator[None]:
-    """Has the C library give large blocks back, as it does by default."""
-    keep_memory(2**17)
-    try:
-        yield
-    finally:
-        keep_memory()
-
-
 TRICKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "networks as a whole": module_by_module,
     "products by oneDNN": lambda: patch.object(layers, "ONEDNN", False),
     "base-2 exponentials": lambda: patch.multiple(layers, elu_=F.elu_, tanh_=torch.tanh_),
-    "freed memory kept": memory_given_back,
     "rewards of a rollout at once": rewards_step_by_step,
 }
 """What makes it quick, and how each is turned off. Those of one kind are not independent: shares do not add up."""

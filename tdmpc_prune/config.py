@@ -152,8 +152,8 @@ class TDMPCTrainConfig(TrainConfig):
     """Environment steps to train for (agent steps times action repeat; 1,000 a DMControl episode)."""
     action_repeat: int | None = None
     """Environment steps per agent step; the task's usual number if none."""
-    envs: int | None = None
-    """Environments at once, planned for in one batch, one if none; updates, evaluations and removals wait for all."""
+    envs: int = 1
+    """Environments at once, planned for in one batch; updates, evaluations and removals wait for all."""
     eval_every: int = 4_000
     """Environment steps between two evaluations."""
     eval_episodes: int = 10
@@ -181,10 +181,7 @@ class TDMPCTrainConfig(TrainConfig):
         check_count("eval_episodes", self.eval_episodes, most=MOST_EPISODES)
         if self.action_repeat is not None:
             check_count("action_repeat", self.action_repeat, most=1_000)
-        if self.envs is not None:
-            check_count("envs", self.envs, most=MOST_ENVS)
-        if self.envs == 1:  # said in one way alone, and as runs do that know of no such setting
-            object.__setattr__(self, "envs", None)
+        check_count("envs", self.envs, most=MOST_ENVS)
         super()._check()
         self._check_steps()
 

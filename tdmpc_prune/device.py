@@ -50,17 +50,18 @@ def set_threads(threads: int) -> None:
 
     These networks are small: more threads wait for each other more than they compute.
     """
-    keep_memory()
+    _keep_memory()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     torch.set_num_threads(threads or min(cores, MOST_THREADS))
 
 
-def keep_memory(most: int = KEPT) -> None:
-    """Has the C library keep freed blocks, of so many bytes at most, for what comes next.
+def _keep_memory() -> None:
+    """Has the C library keep freed blocks for what comes next.
 
-    By default glibc gives large blocks back to the system and gets them anew, page by page: 5 to 20% of an update.
+    By default glibc gives large ones back to the system and gets them anew, page by page: a tenth of an update of
+    the laptop's sizes.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, most)
+            ctypes.CDLL(None).mallopt(option, KEPT)

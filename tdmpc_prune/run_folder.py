@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tdmpc_prune import __version__
-from tdmpc_prune.config import TrainConfig
+from tdmpc_prune.config import AnyTrainConfig, TrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.reading import printable, read_json
 
@@ -54,7 +54,7 @@ class RunFolder:
         self.videos = path / "videos"
         self.summary = path / "summary.json"
 
-    def check(self, config: TrainConfig) -> None:
+    def check(self, config: AnyTrainConfig) -> None:
         """Refuses a folder that this run cannot use; changes nothing.
 
         Raises:
@@ -67,7 +67,7 @@ class RunFolder:
                 f"{self.path} cannot be read ({error.strerror}): choose another --run-dir"
             ) from error
 
-    def _check(self, config: TrainConfig) -> None:
+    def _check(self, config: AnyTrainConfig) -> None:
         content = list(self.path.iterdir()) if self.path.is_dir() else []
         if links := [path.name for path in content if path.is_symlink()]:
             raise UserError(
@@ -84,7 +84,7 @@ class RunFolder:
             raise UserError(f"cannot write to {nearest}: choose another folder with --run-dir")
 
     @contextmanager
-    def locked(self, config: TrainConfig) -> Iterator[None]:
+    def locked(self, config: AnyTrainConfig) -> Iterator[None]:
         """Creates the folder and keeps all other runs out; it goes again if nothing is written to it.
 
         The operating system holds the lock, and gives it back whatever this process dies of.
@@ -142,7 +142,7 @@ class RunFolder:
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(f"{self.summary} cannot be read ({error}): choose another --run-dir") from error
 
-    def _check_same(self, config: TrainConfig) -> None:
+    def _check_same(self, config: AnyTrainConfig) -> None:
         if not self.config.is_file():
             raise UserError(
                 f"{self.path} holds something that is no run (there is no config.json): "
@@ -153,6 +153,8 @@ class RunFolder:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
         wanted = flatten(to_json(config))
+        # A setting that an earlier version did not know was what it is by default.
+        stored = flatten(to_json(type(config)(task=config.task))) | stored
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{printable(key[:80])} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"

@@ -27,8 +27,9 @@ from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.importance import WAITING
 from tdmpc_prune.pruning.pruner import Pruner
 
-EPISODES, STEPS = 40, 125
-"""Of the random replay: cartpole's episodes."""
+STEPS = 125
+"""Of the random replay's episodes: cartpole's."""
+ROWS = 40 * (STEPS + 1)
 LATE = 10**9
 """An agent step at which every schedule has ended: the planner has its full horizon."""
 WARM_UP, FEWEST = 2, 5
@@ -129,11 +130,11 @@ def measure(config: TDMPCConfig, sizes: Sizes, device: torch.device, seconds: fl
     )
 
 
-def random_replay(agent: TDMPC) -> ReplayBuffer:
-    """A buffer of this agent's shapes with 40 episodes of random numbers."""
-    replay = agent.make_replay(seed=1, capacity=EPISODES * (STEPS + 1))
+def random_replay(agent: TDMPC, rows: int = ROWS) -> ReplayBuffer:
+    """A buffer of this agent's shapes, with so many rows, full of episodes of random numbers."""
+    replay = agent.make_replay(seed=1, capacity=rows)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(EPISODES):
+    for _ in range(rows // (STEPS + 1)):
         obs = torch.randn(STEPS + 1, agent.obs_dim, generator=generator)
         action = 2 * torch.rand(STEPS, agent.action_dim, generator=generator) - 1
         reward = torch.rand(STEPS, generator=generator)

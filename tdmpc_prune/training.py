@@ -67,7 +67,7 @@ class Training(Run):
         agent_seed, replay_seed, collect_seed = seeds(config.seed, 3)
         envs = [
             make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
-            for _ in range(config.envs or 1)
+            for _ in range(config.envs)
         ]
         env = envs[0]
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
@@ -287,7 +287,7 @@ def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
             "at most: lower it"
         )
     # Gymnasium's tasks may be meant to end early; DMControl's go on to the end.
-    certain, rows = TASKS[config.task].suite == "dmcontrol", (config.envs or 1) * (longest + agent.horizon)
+    certain, rows = TASKS[config.task].suite == "dmcontrol", config.envs * (longest + agent.horizon)
     if certain and agent.replay.capacity < rows:
         raise UserError(
             f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings {rows} rows at once: "

@@ -62,12 +62,7 @@ class WorldModel(nn.Module):
         """Encodes observations [..., O] into latent states z [..., L] (h)."""
         return self.encoder(obs)
 
-    def next(self, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Predicts the next latent state [..., L] (d) and the reward [...] (R)."""
-        za = torch.cat([z, action], dim=-1)
-        return self.dynamics(za), self.reward(za).squeeze(-1)
-
-    def next_latent(self, z: Tensor, action: Tensor) -> Tensor:
+    def next(self, z: Tensor, action: Tensor) -> Tensor:
         """Predicts the next latent state [..., L] (d)."""
         return self.dynamics(torch.cat([z, action], dim=-1))
 

@@ -72,6 +72,15 @@ def show(result: Result, *, as_json: bool) -> None:
         print(f"{printable(key.replace('_', ' ')):<{width}}  {value if key == 'seed' else formatted(value)}")
 
 
+def show_rows(heading: str, rows: Sequence[Result], *, as_json: bool) -> None:
+    """Prints rows and what they were measured on, as one JSON object or as a table."""
+    if as_json:
+        print_json({"measured on": heading, "rows": list(rows)})
+        return
+    print(f"{heading}\n")
+    show_table(rows)
+
+
 def show_table(rows: Sequence[Result]) -> None:
     """Prints rows, which have the same keys, as a table with aligned columns; None is left blank."""
     from tabulate import tabulate

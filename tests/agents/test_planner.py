@@ -17,7 +17,7 @@ class Toy:
         self.policy = act
         self.calls, self.stds, self.action_dim = [], [], 1
 
-    def next_latent(self, z, action):
+    def next(self, z, action):
         self.calls.append((z.clone(), action.clone()))
         return self.step(z, action)
 
@@ -25,7 +25,7 @@ class Toy:
         latents, rewards = [z], []
         for action in actions:
             rewards.append(self.reward(latents[-1], action))
-            latents.append(self.next_latent(latents[-1], action))
+            latents.append(self.next(latents[-1], action))
         return latents, torch.stack(rewards)
 
     def act(self, z, std=0.0, noise=None):

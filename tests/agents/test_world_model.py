@@ -97,7 +97,7 @@ def test_initial_weights(paper):
 def test_first_predictions(paper):
     z = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
     action = torch.zeros(7, 1)
-    z_next, first_reward = paper.model.next(z, action)
+    (_, z_next), first_reward = paper.model.rollout(z, action.unsqueeze(0))
     assert (first_reward == 0).all()
     assert (paper.model.values(z, action) == 0).all()
     assert z_next.std() > 0.05
@@ -143,7 +143,9 @@ def test_forward_passes_over_any_leading_shape():
     rng = np.random.default_rng(1)
     obs, z, action = rng.normal(size=(2, 5, 4)), rng.normal(size=(2, 5, 3)), rng.uniform(-1, 1, (2, 5, 2))
     latent = agent.model.encode(torch.from_numpy(obs)).detach().numpy()
-    z_next, predicted = (x.detach().numpy() for x in agent.model.next(*map(torch.from_numpy, (z, action))))
+    (_, following), rewards = agent.model.rollout(torch.from_numpy(z), torch.from_numpy(action[None]))
+    assert torch.equal(agent.model.next(torch.from_numpy(z), torch.from_numpy(action)), following)
+    z_next, predicted = following.detach().numpy(), rewards[0].detach().numpy()
     acted = agent.model.act(torch.from_numpy(z)).detach().numpy()
     assert predicted.shape == (2, 5)
     for i in range(2):
@@ -166,8 +168,10 @@ def test_rebuilt_at_odd_widths():
     assert torch.equal(again.encode(obs), z)
     assert torch.equal(again.act(z), model.act(z))
     assert torch.equal(again.values(z, action), model.values(z, action))
-    for one, other in zip(again.next(z, action), model.next(z, action), strict=True):
-        assert torch.equal(one, other)
+    (_, one), rewards = model.rollout(z, action.unsqueeze(0))
+    (_, same), same_rewards = again.rollout(z, action.unsqueeze(0))
+    assert torch.equal(one, same)
+    assert torch.equal(rewards, same_rewards)
 
 
 def test_qs_keep_their_order_beyond_nine():

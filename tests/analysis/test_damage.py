@@ -88,8 +88,8 @@ def model_loss(model, target_latents, dims, y, batch, config):
         factor, action = config.rho**t, batch.action[t]
         errors = [q(torch.cat([z, action], -1)).squeeze(-1) - y[t] for q in model.q]
         value = value + factor * sum(e**2 for e in errors)
-        z, predicted = model.next(z, action)
-        reward = reward + factor * (predicted - batch.reward[t]) ** 2
+        (_, z), predicted = model.rollout(z, action.unsqueeze(0))
+        reward = reward + factor * (predicted[0] - batch.reward[t]) ** 2
         consistency = consistency + factor * ((z - target_latents[t])[:, list(dims)] ** 2).mean(-1)
     total = config.consistency_coef * consistency + config.reward_coef * reward + config.value_coef * value
     return float((total * batch.weight).double().mean()) / HORIZON
@@ -113,7 +113,7 @@ def by_surgery(agent, batch, group, units):
     if "policy" in group.components:
         z = [agent.model.encode(batch.obs[0])]
         for t in range(HORIZON):
-            z.append(agent.model.next(z[t], batch.action[t])[0])
+            z.append(agent.model.next(z[t], batch.action[t]))
         noise = torch.randn(HORIZON + 1, BATCH, ACTION, generator=torch.Generator().manual_seed(NOISE))
         rewards = {}
         for name, model, inputs in (("whole", agent.model, range(6)), ("less", smaller.model, dims)):

@@ -102,7 +102,7 @@ class RealAgent(Agent):
         m, action = self.model, torch.zeros(2, self.sizes.action)
         z, outputs = m.encode(torch.zeros(2, self.sizes.obs)), []
         for _ in range(2):
-            following, reward = m.next(z, action)
+            (_, following), reward = m.rollout(z, action.unsqueeze(0))
             outputs += [*m.values(z, action), m.policy(z), reward]
             z = following
         return outputs

@@ -64,7 +64,7 @@ def rollout(model, obs, actions):
     for action in actions:
         latents.append(z)
         heads += [model.act(z), model.values(z, action)]
-        z, reward = model.next(z, action)
+        (_, z), reward = model.rollout(z, action.unsqueeze(0))
         heads.append(reward)
     return torch.stack([*latents, z]), heads
 

@@ -423,7 +423,7 @@ def test_folder_with_another_programs_config(content, refused, folder):
         (["--agent.planner.num-elites", "5"], "agent.planner.num_elites (stored 4, now 5)"),
         (["--eval-episodes", "3"], "eval_episodes (stored 2, now 3)"),
         (["--action-repeat", "20"], "action_repeat (stored 40, now 20)"),
-        (["--envs", "4"], "envs (stored None, now 4)"),
+        (["--envs", "4"], "envs (stored 1, now 4)"),
     ],
 )
 def test_folder_of_a_run_with_other_settings(setting, said, refused, finished, folder):

@@ -1,6 +1,7 @@
 """Several environments at once: rounds, what each environment is given, and stopping in the middle."""
 
 import itertools
+import json
 
 import gymnasium
 import numpy as np
@@ -14,7 +15,8 @@ from test_collect import Corridor, act, assert_same_steps, training, walk
 from envs import SimulatorError
 from tdmpc_prune.cli import parse
 from tdmpc_prune.collect import Collector
-from tdmpc_prune.errors import Interrupted, Stopped
+from tdmpc_prune.errors import Interrupted, Stopped, UserError
+from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
 
@@ -372,7 +374,14 @@ def test_a_simulator_that_fails_leaves_all_as_it_was(whole, folder, monkeypatch,
     assert_same_run(folder, whole["pendulums"][0])
 
 
-def test_one_has_two_spellings_and_a_run_one():
-    one, none = parse(["train", *CARTPOLE, "--envs", "1"]), parse(["train", *CARTPOLE])
-    assert one == none
-    assert parse(["train", *CARTPOLE, "envs=4", "--agent.replay.capacity", "200"]).envs == 4
+def test_a_folder_of_a_version_without_the_setting(tmp_path):
+    one, four = (parse(["train", *CARTPOLE, "--agent.replay.capacity", "200", f"envs={n}"]) for n in (1, 4))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    folder.create(one)
+    written = json.loads(folder.config.read_text())
+    assert written["config"].pop("envs") == 1
+    folder.config.write_text(json.dumps(written))
+    folder.check(one)
+    with pytest.raises(UserError, match=r"envs \(stored 1, now 4\)"):
+        folder.check(four)

@@ -201,7 +201,7 @@ def test_a_trial_has_a_folder_of_its_own(monkeypatch):
     assert parse(BASE).folder == Path("runs/cartpole-swingup-laptop-s1")
 
 
-@pytest.mark.parametrize("name", ["..", "../../home", "/tmp/x", "a/b", "a b", ".", "a\nb", "x" * 65, "é"])
+@pytest.mark.parametrize("name", ["..", "../../home", "/x", "a/b", "a b", ".", "a\nb", "x" * 65, "é"])
 @pytest.mark.parametrize("variable", ["WANDB_SWEEP_ID", "WANDB_RUN_ID"])
 @pytest.mark.parametrize("typed", [[], ["--run-dir", "here"]])
 def test_ids_that_are_no_names_are_refused(variable, name, typed, monkeypatch, capsys, tmp_path):
