@@ -5,7 +5,7 @@ ARGS   ?=
 BIN    := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format type bench gpu clean
+.PHONY: help setup train test lint format type bench gpu results clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: .venv/ready ## milliseconds: ours, the simple way, the roofline, trick by
 gpu: .venv/ready ## on a machine with a CUDA GPU: its tests and its benchmark (needs PyTorch for CUDA)
 	$(BIN)/python -m pytest -m gpu tests $(ARGS)
 	$(BIN)/python -m benchmarks.gpu
+
+results: .venv/ready ## the experiments of results/README.md that are not recorded yet (ARGS="criteria --most 10")
+	$(BIN)/python -m results $(ARGS)
 
 clean: ## remove the environment and caches, keep runs/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

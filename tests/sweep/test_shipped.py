@@ -37,8 +37,10 @@ SHORT = [
 
 def test_all_that_the_readme_promises():
     assert {file.stem for file in FILES} == {
+        "autoencoder",
         "coupling",
         "criteria",
+        "criteria-walker-walk",
         "importance",
         "pareto",
         "schedule",

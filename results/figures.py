@@ -1,0 +1,77 @@
+"""The figures of results/README.md: those of `tdmpc-prune report`, and learning curves beside published ones."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+
+from results.store import Store
+from results.studies import STUDIES, TASKS
+from results.tables import PUBLISHED, recorded
+from results.trials import Trial
+from tdmpc_prune.analysis.report.groups import RunGroup
+from tdmpc_prune.analysis.report.numbers import learning_curve
+from tdmpc_prune.analysis.report.page import make_report
+
+FIGURES = Path(__file__).parent / "figures"
+SHOWN = {
+    "criteria": ("end-over-target",),
+    "validity": ("importance",),
+    "removals": ("learning-curves", "removals"),
+    "allocation": ("learning-curves", "widths"),
+    "autoencoder": ("end-over-target", "importance"),
+}
+"""Which of a report's figures are kept for a study, by what their names hold."""
+
+
+def write(store: Store) -> None:
+    """Draws all that there are numbers for."""
+    FIGURES.mkdir(exist_ok=True)
+    _agent(store)
+    for study, kinds in SHOWN.items():
+        trials = [one for one in STUDIES[study].work() if isinstance(one, Trial) and store.has(one.name)]
+        names = dict.fromkeys(one.name for one in trials)
+        if not names:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            runs = store.unpack(names, Path(folder, "runs"))
+            made = make_report(runs, Path(folder, "report"), "none", torch.device("cpu"))
+            for path in map(Path, made["figures"]):
+                if any(kind in path.name for kind in kinds):
+                    shutil.copy(path, FIGURES / f"{study}-{path.name}")
+
+
+def _agent(store: Store) -> None:
+    """A panel a task: our seeds' interquartile mean and interval, and the published mean."""
+    parts = {section.task: section for section in recorded("agent", store)}
+    tasks = [task for task in TASKS if task in parts]
+    if not tasks:
+        return
+    with PUBLISHED.open() as file:
+        published = list(csv.DictReader(file))
+    rows = -(-len(tasks) // 4)
+    figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, min(len(tasks), 4), squeeze=False).flat
+    for axes, task in zip(grid, tasks, strict=False):
+        for number, group in enumerate(parts[task].groups):
+            points = learning_curve(group)
+            steps = [point.x for point in points]
+            axes.plot(steps, [p.y.value for p in points], color=f"C{number}", label=_label(group))
+            low, high = [p.y.low for p in points], [p.y.high for p in points]
+            axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
+        theirs = [row for row in published if row["task"] == task and int(row["env_step"]) <= 100_000]
+        x, y = [int(row["env_step"]) for row in theirs], [float(row["return"]) for row in theirs]
+        axes.plot(x, y, "k--", marker="s", markersize=3, label="published")
+        axes.set(title=task, xlabel="environment steps", ylim=(-20, 1020))
+        axes.legend(frameon=False, fontsize=7, loc="lower right")
+    figure.savefig(FIGURES / "agent.png", dpi=110)
+
+
+def _label(group: RunGroup) -> str:
+    seeds = len(group.runs)
+    return f"{group.settings.get('preset', 'laptop')}, {seeds} seed{'s' if seeds > 1 else ''}"

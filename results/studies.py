@@ -1,0 +1,166 @@
+"""The seven questions, each with the trainings and measurements that answer it. Seeds come first: what is there
+after a part of the work is a table of fewer seeds, not of fewer rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from results.run import Measurement, Work
+from results.trials import Trial, of_sweep, trial
+
+CARTPOLE, WALKER = "cartpole-swingup", "walker-walk"
+TASKS = (
+    "cartpole-balance",
+    CARTPOLE,
+    "cup-catch",
+    "pendulum-swingup",
+    "reacher-easy",
+    "cheetah-run",
+    "finger-spin",
+    WALKER,
+)
+CRITERIA = (
+    "taylor",
+    "magnitude",
+    "random",
+    "gradient",
+    "fisher",
+    "fisher-saliency",
+    "bayesian",
+    "bayesian-saliency",
+)
+DENSE = ("--prune.criterion", "none")
+SEEDS = (1, 2, 3, 4, 5)
+SMALL = {
+    CARTPOLE: {0.8: (14, 56), 0.9: (10, 39), 0.95: (7, 27), 0.98: (4, 16)},
+    WALKER: {0.8: (14, 54), 0.9: (9, 37), 0.95: (6, 25), 0.98: (4, 14)},
+}
+"""Latent and hidden widths of dense agents with as many parameters, to a percent or two (4% at 98%), as are
+left at a sparsity; in the proportions of the laptop preset, but four latent units at least."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and what answers it."""
+
+    question: str
+    work: Callable[[], Iterator[Work]]
+    """In the order of their making."""
+
+
+def small(task: str, sparsity: float, seed: int) -> Trial:
+    """A dense agent of the size that pruning leaves, trained from scratch."""
+    latent, hidden = SMALL[task][sparsity]
+    widths = ("--agent.latent-dim", latent, "--agent.encoder-dim", hidden, "--agent.hidden-dim", hidden)
+    return trial(task, "--seed", seed, *DENSE, *widths)
+
+
+def dense(task: str, seed: int, *more: object) -> Trial:
+    """An agent that nothing is removed from."""
+    return trial(task, "--seed", seed, *DENSE, *more)
+
+
+def pruned(task: str, seed: int, sparsity: float, *more: object) -> Trial:
+    """An agent that loses so much while it learns."""
+    return trial(task, "--seed", seed, "--prune.sparsity", sparsity, *more)
+
+
+def agent() -> Iterator[Work]:
+    """Dense agents on eight tasks; in the paper's sizes, for which a GPU is the better place, on three."""
+    for seed, task in product(SEEDS[:3], TASKS):
+        yield dense(task, seed, "--steps", 100_000)
+    for task, seeds in {CARTPOLE: (1, 2), WALKER: (1,), "cup-catch": (1,)}.items():
+        for seed in seeds:
+            yield dense(task, seed, "--preset", "paper", "--steps", 60_000)
+
+
+def criteria() -> Iterator[Work]:
+    """sweeps/criteria.yaml and criteria-walker-walk.yaml, seed by seed, with both controls."""
+    for sweep, seeds in ((CARTPOLE, SEEDS), (WALKER, SEEDS[:3])):
+        grid = of_sweep("criteria" if sweep == CARTPOLE else f"criteria-{sweep}")
+        for seed in seeds:
+            yield dense(sweep, seed)
+            for sparsity in sorted({one.config.prune.sparsity for one in grid}):
+                yield from (
+                    one for one in grid if (one.config.seed, one.config.prune.sparsity) == (seed, sparsity)
+                )
+                yield small(sweep, sparsity, seed)
+
+
+def watched(task: str, *setting: object) -> Trial:
+    """A training that keeps its checkpoints at four moments, and its scores, if it has any."""
+    return trial(task, "--seed", 1, *setting, "--keep-every", 10_000, scores=setting != DENSE)
+
+
+def validity() -> Iterator[Work]:
+    """Measured damage against scores, in dense and pruned runs."""
+    for task in (CARTPOLE, WALKER):
+        for name, setting in {"dense": DENSE, "pruned-80": ("--prune.sparsity", 0.8)}.items():
+            one = watched(task, *setting)
+            yield one
+            verb = ("validate", "--moments", "4", "--subsets", "0")
+            yield Measurement(f"validity-{name}-{task}", verb, (one,))
+
+
+def removals() -> Iterator[Work]:
+    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training."""
+    for seed in SEEDS:
+        yield dense(CARTPOLE, seed)
+        yield pruned(CARTPOLE, seed, 0.9)
+        yield pruned(CARTPOLE, seed, 0.9, "--prune.schedule", "one-shot", "--prune.start", 0.2)
+        yield pruned(
+            CARTPOLE, seed, 0.9, "--prune.schedule", "one-shot", "--prune.start", 0.8, "--prune.end", 1
+        )
+        half = dense(CARTPOLE, seed, "--steps", 20_000)
+        line = (CARTPOLE, "--seed", seed, "--steps", 20_000, "--prune.sparsity", 0.9)
+        yield trial(*line, after=half)
+
+
+def allocation() -> Iterator[Work]:
+    """Who gives up how much: the three allocations, and the coupling latent protected, half, or alike."""
+    coupling = of_sweep("coupling")
+    for seed in SEEDS[:3]:
+        yield dense(CARTPOLE, seed)
+        for kind in ("uniform", "global", "calibrated"):
+            yield pruned(CARTPOLE, seed, 0.9, "--prune.allocation", kind)
+        yield from (one for one in coupling if one.config.seed == seed)
+    one = watched(CARTPOLE, *DENSE)
+    yield Measurement("damage-cartpole-swingup", ("validate", "--moments", "1", "--subsets", "8"), (one,))
+
+
+def stability() -> Iterator[Work]:
+    """Controllers of several sparsities at their equilibrium."""
+    lengths = {"cartpole-balance": 20_000, "InvertedPendulum-v5": 10_000}
+    for seed, (task, steps) in product(SEEDS[:3], lengths.items()):
+        ladder = (
+            dense(task, seed, "--steps", steps),
+            *(pruned(task, seed, sparsity, "--steps", steps) for sparsity in (0.5, 0.8, 0.9, 0.95)),
+        )
+        yield from ladder
+        for controller in ("planner", "policy"):
+            verb = ("stability", "--controller", controller)
+            yield Measurement(f"stability-{controller}-{task}-s{seed}", verb, ladder)
+
+
+def autoencoder() -> Iterator[Work]:
+    """sweeps/autoencoder.yaml, seed by seed, with dense ones."""
+    grid = of_sweep("autoencoder")
+    for seed in SEEDS:
+        yield dense("autoencoder", seed)
+        for one in grid:
+            if one.config.seed == seed:
+                yield replace(one, scores=seed == 1)
+
+
+STUDIES = {
+    "agent": Study("Is the agent right?", agent),
+    "criteria": Study("Which criterion?", criteria),
+    "validity": Study("Are the scores right?", validity),
+    "removals": Study("What do intermediate removals do?", removals),
+    "allocation": Study("Which group can spare what?", allocation),
+    "stability": Study("Is it stable?", stability),
+    "autoencoder": Study("Does it work on an autoencoder?", autoencoder),
+}
+"""By the name that `make results` takes."""

@@ -1,0 +1,281 @@
+"""The tables of results/README.md, from what is recorded; each stands between two marks that name its study."""
+
+from __future__ import annotations
+
+import csv
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from tabulate import tabulate
+
+from results.run import Measurement
+from results.store import Store
+from results.studies import CRITERIA, STUDIES, TASKS
+from results.trials import Trial
+from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent, sections
+from tdmpc_prune.analysis.report.numbers import estimate
+from tdmpc_prune.analysis.report.results import GroupResult, results
+from tdmpc_prune.analysis.report.runs import ReportRun, read_runs
+from tdmpc_prune.analysis.report.timing import Timings
+from tdmpc_prune.analysis.statistics import Estimate
+
+README = Path(__file__).parent / "README.md"
+PUBLISHED = Path(__file__).parent / "published_tdmpc.csv"
+NOTHING = "-"
+Row = dict[str, str]
+
+
+def write(store: Store, readme: Path = README) -> None:
+    """Puts every study's table between its marks."""
+    text = readme.read_text()
+    for name in STUDIES:
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        found = re.search(re.escape(start) + ".*?" + re.escape(end), text, re.DOTALL)
+        assert found, f"{readme} has no marks for {name}"
+        table = TABLES[name](recorded(name, store)) if name in TABLES else MEASURED_TABLES[name]()
+        text = text.replace(found[0], f"{start}{table}\n{end}")
+    readme.write_text(text)
+
+
+def recorded(study: str, store: Store) -> list[Section]:
+    """The recorded runs of a study, sorted into tasks and groups as `tdmpc-prune report` does."""
+    work = STUDIES[study].work()
+    names = dict.fromkeys(one.name for one in work if isinstance(one, Trial) and store.has(one.name))
+    if not names:
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        return sections(read_runs(store.unpack(names, Path(folder))))
+
+
+def came_to(section: Section) -> list[GroupResult]:
+    """Every group in numbers, nothing timed."""
+    return results(section, Timings({}, ""))
+
+
+# Parts of tables
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a table."""
+    if not rows:
+        return "Nothing is recorded yet."
+    align = ["left"] + ["right"] * (len(rows[0]) - 1)
+    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
+
+
+def cell(found: Estimate | None, digits: int = 0, seeds: int | None = None) -> str:
+    """An interquartile mean with its interval, and how many seeds it is of."""
+    if found is None:
+        return NOTHING
+    text = f"{found.value:.{digits}f}"
+    if seeds != 1:
+        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return text if seeds is None else f"{text} ({seeds})"
+
+
+def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], digits: int = 0) -> list[Row]:
+    """Criteria down, sparsities across; the number of seeds in brackets."""
+    found = came_to(section)
+    kept = [r for r in found if not r.group.dense]
+    targets = sorted({r.group.target for r in kept})
+    rows: dict[str, Row] = {}
+    order = {f"{name} uniform": i for i, name in enumerate(CRITERIA)}
+    for result in sorted(kept, key=lambda r: order.get(r.group.family, len(order))):
+        row = rows.setdefault(result.group.family, dict.fromkeys(map(percent, targets), NOTHING))
+        row[percent(result.group.target)] = cell(value(result), digits, len(result.group.counted))
+    whole = next((r for r in found if r.group.dense and not is_small(r.group, section)), None)
+    for result in found:
+        if result.group.dense and is_small(result.group, section) and whole and targets:
+            row = rows.setdefault("dense, this small", dict.fromkeys(map(percent, targets), NOTHING))
+            gone = 1 - (result.parameters or 0) / (whole.parameters or 1)
+            nearest = percent(min(targets, key=lambda t: abs(t - gone)))
+            row[nearest] = cell(result.end, digits, len(result.group.counted))
+    if whole:
+        row = rows.setdefault("dense", dict.fromkeys(map(percent, targets), ""))
+        row[percent(targets[0]) if targets else percent(0)] = cell(
+            whole.end, digits, len(whole.group.counted)
+        )
+    return [{"": name.removesuffix(" uniform")} | row for name, row in rows.items()]
+
+
+def is_small(group: RunGroup, section: Section) -> bool:
+    """Whether a group's agent was smaller than the others' from the beginning on."""
+    width = "agent.hidden_dim"
+    return group.settings.get(width, 0) < max(g.settings.get(width, 0) for g in section.groups)
+
+
+def called(group: RunGroup, section: Section) -> str:
+    """What a table calls a group: widths are said of small agents alone."""
+    if not group.dense or is_small(group, section):
+        return group.label
+    return group.kind
+
+
+def window_share(result: GroupResult, section: Section) -> Estimate | None:
+    """The mean return of the pruning window over the dense runs' in the same window, seed by seed."""
+    reference = section.reference(result.group)
+    if reference is None or result.group.dense:
+        return None
+    dense = {run.seed: run for run in reference.runs}
+    shares = []
+    for run in result.group.counted:
+        if run.seed in dense and run.removals:
+            ends = run.removals[0]["env_step"], run.removals[-1]["env_step"]
+            own, other = (between(one, *ends) for one in (run, dense[run.seed]))
+            if own and other:
+                shares.append(100 * mean(own) / mean(other))
+    return estimate(shares)
+
+
+def between(run: ReportRun, first: float, last: float) -> list[float]:
+    """Outcomes of the evaluations from one step to another."""
+    return [row[f"eval/{run.outcome}"] for row in run.evaluations if first <= row["env_step"] <= last]
+
+
+def each_group(section: Section) -> list[Row]:
+    """A row a group: the end, the pruning window and the dip."""
+    return [
+        {
+            section.task: called(result.group, section),
+            "seeds": str(len(result.group.counted)),
+            "end": cell(result.end),
+            "of dense": NOTHING if result.share is None else f"{result.share:.0%}",
+            "window": cell(result.window),
+            "of dense, %": cell(window_share(result, section)),
+            "lowest": cell(result.worst),
+            "parameters": NOTHING if result.parameters is None else f"{result.parameters:,.0f}",
+        }
+        for result in came_to(section)
+    ]
+
+
+# The studies' tables
+
+
+def agent(parts: Sequence[Section]) -> str:
+    """Dense agents beside the published ones, at the last step that both have."""
+    published = _published()
+    rows = []
+    for section in sorted(parts, key=lambda s: TASKS.index(s.task)):
+        for result in came_to(section):
+            step = max(run.env_step for run in result.group.counted)
+            theirs = [r for r in published if r["task"] == section.task and int(r["env_step"]) == step]
+            said = [f"{float(r['return']):.0f} ± {float(r['return_std']):.0f}" for r in theirs]
+            preset = result.group.settings.get("preset", "laptop")
+            rows.append(
+                {
+                    "task": section.task,
+                    "sizes": str(preset),
+                    "steps": f"{step:,}",
+                    "ours": cell(result.end, 0, len(result.group.counted)),
+                    "published": said[0] if said else NOTHING,
+                }
+            )
+    return markdown(rows)
+
+
+def criteria(parts: Sequence[Section]) -> str:
+    """Ends, windows and dips, criterion by sparsity."""
+    text = []
+    for section in parts:
+        for title, value in (
+            ("return in the end", lambda r: r.end),
+            ("mean return in the pruning window", lambda r: r.window),
+            ("lowest return right after a removal", lambda r: r.worst),
+        ):
+            rows = matrix(section, value)
+            if value(came_to(section)[-1]) is not None or title.endswith("end"):
+                keep = rows if title.endswith("end") else [r for r in rows if not r[""].startswith("dense")]
+                text.append(f"{section.task}, {title}:\n\n{markdown(keep)}")
+    return "\n\n".join(text) or markdown([])
+
+
+def listed(parts: Sequence[Section]) -> str:
+    """A table a task, a row a group."""
+    return "\n\n".join(markdown(each_group(section)) for section in parts) or markdown([])
+
+
+def autoencoder(parts: Sequence[Section]) -> str:
+    """Errors, criterion by sparsity."""
+    return "\n\n".join(
+        f"Squared error per pixel in the end (thousandths):\n\n{markdown(matrix(section, _thousandths, 1))}"
+        for section in parts
+    ) or markdown([])
+
+
+def _thousandths(result: GroupResult) -> Estimate | None:
+    e = result.end
+    return e and Estimate(1e3 * e.value, 1e3 * e.low, 1e3 * e.high)
+
+
+def validity() -> str:
+    """Rank correlation of scores and measured loss damage, mean within groups."""
+    rows = []
+    for one in _measurements("validity"):
+        for moment in (one.result() or {"moments": []})["moments"]:
+            by_criterion = moment["damage"]["loss"]
+            rows.append(
+                {
+                    "run": one.name.removeprefix("validity-"),
+                    "step": f"{moment['env_step']:,}",
+                    "units": f"{moment['units']:,}",
+                    **{name: _rho(by_criterion[name]["overall"]["rho"]) for name in CRITERIA},
+                }
+            )
+    return markdown(rows)
+
+
+def stability() -> str:
+    """Violations and boundaries, over the seeds there are."""
+    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    boundaries: dict[tuple[str, str], list[float]] = {}
+    for one in _measurements("stability"):
+        if result := one.result():
+            key = (result["task"], result["controller"])
+            boundaries.setdefault(key, []).append(result["boundary"] or 0.0)
+            for run in result["runs"]:
+                found.setdefault((*key, percent(round(run["sparsity"], 2))), []).append(run)
+    rows = [
+        {
+            "task": task,
+            "controller": controller,
+            "sparsity": sparsity,
+            "seeds": str(len(runs)),
+            "violations": _percents([run["violation_rate"] for run in runs]),
+            "starts that leave": _percents([run["left"] for run in runs]),
+            "boundary": _percents(boundaries[task, controller]) if sparsity == "0%" else "",
+        }
+        for (task, controller, sparsity), runs in found.items()
+    ]
+    return markdown(rows)
+
+
+def _percents(values: Iterable[float]) -> str:
+    return ", ".join(f"{100 * value:.0f}%" for value in values)
+
+
+def _measurements(study: str) -> list[Measurement]:
+    return [one for one in STUDIES[study].work() if isinstance(one, Measurement)]
+
+
+def _rho(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}".replace("0.", ".")
+
+
+def _published() -> list[dict[str, str]]:
+    with PUBLISHED.open() as file:
+        return list(csv.DictReader(file))
+
+
+TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
+    "agent": agent,
+    "criteria": criteria,
+    "removals": listed,
+    "allocation": listed,
+    "autoencoder": autoencoder,
+}
+MEASURED_TABLES: dict[str, Callable[[], str]] = {"validity": validity, "stability": stability}

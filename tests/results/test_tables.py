@@ -1,0 +1,96 @@
+"""Tables: numbers from what is recorded, and the README's are those."""
+
+import json
+import shutil
+
+import pytest
+
+from results import tables
+from results.store import HERE, Store
+from results.tables import README, cell, each_group, matrix, write
+from tdmpc_prune.analysis.report.groups import sections
+from tdmpc_prune.analysis.report.runs import read_runs
+from tdmpc_prune.analysis.statistics import Estimate
+
+
+def run_folder(path, *, seed, criterion="none", sparsity=0.9, returns=(), events=(), **agent):
+    """A run of `returns` every 1,000 steps, `events` (step, before, after), ending at `sparsity`."""
+    path.mkdir(parents=True)
+    config = {
+        "task": "cartpole-swingup",
+        "preset": "laptop",
+        "seed": seed,
+        "steps": 1000 * (len(returns) - 1),
+    }
+    prune = {"criterion": criterion, "allocation": "uniform", "schedule": "cosine", "sparsity": sparsity}
+    agent = {"hidden_dim": 128} | agent
+    (path / "config.json").write_text(json.dumps({"config": config | {"prune": prune, "agent": agent}}))
+    rows = [{"env_step": 1000 * i, "eval/return": r, "prune/sparsity": 0.0} for i, r in enumerate(returns)]
+    rows += [
+        {"env_step": s, "prune/event": i, "prune/return_before": b, "prune/return_after": a}
+        for i, (s, b, a) in enumerate(events)
+    ]
+    rows.sort(key=lambda row: row["env_step"])
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {"env_step": config["steps"], "return": returns[-1], "parameters": agent["hidden_dim"]}
+    (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+@pytest.fixture
+def section(tmp_path):
+    """Dense 500 everywhere and 1,000 in the end; pruned half of it, in a window from step 1,000 to 3,000."""
+    paths = [run_folder(tmp_path / f"d{s}", seed=s, returns=(0, 500, 500, 500, 1000)) for s in (1, 2)]
+    events = [(1000, 500, 90), (3000, 300, 60)]
+    paths += [
+        run_folder(
+            tmp_path / f"p{s}", seed=s, criterion="taylor", returns=(0, 400, 200, 300, 800 + s), events=events
+        )
+        for s in (1, 2)
+    ]
+    paths.append(run_folder(tmp_path / "s", seed=1, returns=(0, 0, 0, 0, 700), hidden_dim=13))
+    [found] = sections(read_runs(paths))
+    return found
+
+
+def test_a_cell_says_value_interval_and_seeds():
+    assert cell(Estimate(856.4, 840.0, 862.0), seeds=3) == "856 [840, 862] (3)"
+    assert cell(Estimate(856.4, 856.4, 856.4), seeds=1) == "856 (1)"
+    assert cell(Estimate(1.26, 1.0, 2.0), digits=1) == "1.3 [1.0, 2.0]"
+    assert cell(None) == "-"
+
+
+def test_rows_of_groups(section):
+    rows = {row["cartpole-swingup"]: row for row in each_group(section)}
+    pruned = rows["taylor uniform 90%"]
+    assert pruned["end"] == "802 [801, 802]"
+    assert pruned["of dense"] == "80%"
+    assert pruned["window"] == "300 [300, 300]"  # the mean of 400, 200, 300
+    assert pruned["of dense, %"] == "60 [60, 60]"  # of 500
+    assert pruned["lowest"] == "60 [60, 60]"
+    assert rows["dense"]["of dense"] == "-"
+
+
+def test_criteria_by_sparsity_with_both_controls(section):
+    rows = {row[""]: row for row in matrix(section, lambda r: r.end)}
+    assert list(rows) == ["taylor", "dense, this small", "dense"]
+    assert rows["taylor"]["90%"] == "802 [801, 802] (2)"
+    assert rows["dense"]["90%"] == "1000 [1000, 1000] (2)"
+    assert rows["dense, this small"]["90%"] == "700 (1)"
+
+
+def test_the_readme_shows_what_is_recorded(tmp_path):
+    """`make results ARGS="--jobs 0"` leaves it as it is."""
+    copy = tmp_path / "README.md"
+    shutil.copy(README, copy)
+    write(Store(HERE), copy)
+    assert copy.read_text() == README.read_text()
+
+
+def test_a_table_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    marks = "".join(f"a\n<!-- {n} -->\nold\n<!-- /{n} -->\nb\n" for n in ("agent", "validity"))
+    readme.write_text(marks)
+    monkeypatch.setattr(tables, "STUDIES", {n: tables.STUDIES[n] for n in ("agent", "validity")})
+    write(Store(tmp_path / "nothing"), readme)
+    assert readme.read_text() == marks.replace("old", "Nothing is recorded yet.")
