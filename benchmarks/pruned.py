@@ -1,16 +1,17 @@
-"""What removing units brings: milliseconds of a plan and an update by what is left, in the paper's sizes.
+"""What removing units brings: milliseconds of a plan and an update by what is left, and the time that the task gives.
 
-python -m benchmarks.pruned --threads 1
+python -m benchmarks.pruned --task walker-walk
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 import tyro
 
+from envs import make_env
 from tdmpc_prune.commands.common import show_rows
 from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.device import set_threads
@@ -27,10 +28,8 @@ class Options:
 
     preset: Preset = "paper"
     """Sizes to start from."""
-    obs_dim: int = 24
-    """Numbers of an observation; walker-walk's."""
-    action_dim: int = 6
-    """Numbers of an action; walker-walk's."""
+    task: str = "walker-walk"
+    """Task that decides how many numbers an observation and an action have, and how long a control step is."""
     sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
     """Shares of the parameters that are removed."""
     round_to: tuple[int, ...] = (1, 8, 16)
@@ -43,9 +42,17 @@ class Options:
     """Print one JSON object."""
 
 
-def pruned(options: Options, sparsity: float, round_to: int) -> Subject:
+def sizes_and_period(task: str) -> tuple[Sizes, float]:
+    """Of a task's observations and actions, and milliseconds of a control step."""
+    env = make_env(task, seed=0)
+    [obs], [action] = env.observation_space.shape, env.action_space.shape
+    env.close()
+    return Sizes(obs, action), 1e3 * env.get_wrapper_attr("control_timestep")
+
+
+def pruned(options: Options, sizes: Sizes, sparsity: float, round_to: int) -> Subject:
     """An agent without so many of its units."""
-    subject = new_subject(PRESETS[options.preset], Sizes(options.obs_dim, options.action_dim), CPU)
+    subject = new_subject(PRESETS[options.preset], sizes, CPU)
     if sparsity:
         limits = Limits(round_to=round_to)
         config = PruneConfig(criterion="magnitude", sparsity=sparsity, limits=limits, start=0.0, events=1)
@@ -58,11 +65,13 @@ def pruned(options: Options, sparsity: float, round_to: int) -> Subject:
 def main(options: Options) -> None:
     """Prints the table."""
     set_threads(options.threads)
-    agents = {(0.0, 1): pruned(options, 0.0, 1)}
-    agents |= {(s, r): pruned(options, s, r) for s in options.sparsities for r in options.round_to}
+    sizes, period = sizes_and_period(options.task)
+    agents = {(0.0, 1): pruned(options, sizes, 0.0, 1)}
+    agents |= {(s, r): pruned(options, sizes, s, r) for s in options.sparsities for r in options.round_to}
     works = {(key, "plan"): Work(agent.plan) for key, agent in agents.items()}
     works |= {(key, "update"): Work(agent.update) for key, agent in agents.items()}
-    times = {key: median(values) for key, values in alternate(works, options.seconds, CPU).items()}
+    measured = alternate(works, options.seconds, CPU)
+    times = {key: median(values) for key, values in measured.items()}
     needed = {(key, kind): gflop(getattr(agents[key], kind)) for key, kind in times}
     rows = []
     for key, agent in agents.items():
@@ -76,8 +85,12 @@ def main(options: Options) -> None:
             row[f"{kind} ms"] = round(times[this], 2)
             row[f"{kind} quicker"] = f"{times[dense] / times[this]:.1f}x"
             row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
+            if kind == "plan":
+                late = quantiles(measured[this], n=100)[-1]
+                row["p99"], row["in time"] = round(late, 2), late <= period
         rows.append(row)
-    show_rows(f"{machine(CPU)}; {options.preset} sizes, medians in turn", rows, as_json=options.json)
+    heading = f"{machine(CPU)}; {options.task}, {options.preset} sizes, medians in turn"
+    show_rows(f"{heading}; a control step has {period:g} ms", rows, as_json=options.json)
 
 
 if __name__ == "__main__":

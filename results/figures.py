@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 from results.store import Store
-from results.studies import STUDIES, TASKS
+from results.studies import CARTPOLE, STUDIES, TASKS
 from results.tables import PUBLISHED, recorded
 from results.trials import Trial
 from tdmpc_prune.analysis.report.groups import RunGroup
@@ -29,21 +30,33 @@ SHOWN = {
 """Which of a report's figures are kept for a study, by what their names hold."""
 
 
+HEADLINE = ("dense", "taylor uniform 0.8", "taylor uniform 0.9", "taylor uniform 0.95")
+"""The project's own first picture: dense agents, and pruned ones as they are by default."""
+
+
 def write(store: Store) -> None:
     """Draws all that there are numbers for."""
     FIGURES.mkdir(exist_ok=True)
     _agent(store)
+    headline = [
+        name for name in store.entries if name.startswith(tuple(f"{CARTPOLE} {h} seed" for h in HEADLINE))
+    ]
+    _report("headline", headline, ("learning-curves",), store)
     for study, kinds in SHOWN.items():
         trials = [one for one in STUDIES[study].work() if isinstance(one, Trial) and store.has(one.name)]
-        names = dict.fromkeys(one.name for one in trials)
-        if not names:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            runs = store.unpack(names, Path(folder, "runs"))
-            made = make_report(runs, Path(folder, "report"), "none", torch.device("cpu"))
-            for path in map(Path, made["figures"]):
-                if any(kind in path.name for kind in kinds):
-                    shutil.copy(path, FIGURES / f"{study}-{path.name}")
+        _report(study, [one.name for one in trials], kinds, store)
+
+
+def _report(prefix: str, names: Sequence[str], kinds: Sequence[str], store: Store) -> None:
+    """Keeps some figures of a report on recorded runs."""
+    if not names:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        runs = store.unpack(dict.fromkeys(names), Path(folder, "runs"))
+        made = make_report(runs, Path(folder, "report"), "none", torch.device("cpu"))
+        for path in map(Path, made["figures"]):
+            if any(kind in path.name for kind in kinds):
+                shutil.copy(path, FIGURES / f"{prefix}-{path.name}")
 
 
 def _agent(store: Store) -> None:

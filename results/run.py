@@ -32,8 +32,10 @@ class Measurement:
     """Of its file under results/measured/."""
     verb: tuple[str, ...]
     """`validate`, `stability`, ... with its settings."""
-    trials: tuple[Trial, ...]
+    trials: tuple[Trial, ...] = ()
     """Whose run folders follow."""
+    module: str = "tdmpc_prune"
+    """What has the verb: the command, or one of benchmarks/."""
 
     @property
     def file(self) -> Path:
@@ -131,12 +133,12 @@ class Runner:
                 return problem
         folders = [str(trial.folder.path) for trial in one.trials]
         line = [*one.verb, *folders, "--threads", "1", "--json"]
-        process = subprocess.run([sys.executable, "-m", "tdmpc_prune", *line], capture_output=True, text=True)
+        process = subprocess.run([sys.executable, "-m", one.module, *line], capture_output=True, text=True)
         if process.returncode:
             return process.stderr.strip().splitlines()[-1]
         record = {
             **provenance(),
-            "command": " ".join(["tdmpc-prune", *line]),
+            "command": " ".join([f"python -m {one.module}", *line]),
             "trainings": [trial.name for trial in one.trials],
             "result": json.loads(process.stdout),
         }

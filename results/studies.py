@@ -89,15 +89,19 @@ def criteria() -> Iterator[Work]:
                 yield small(sweep, sparsity, seed)
 
 
+WHOLE = ("--prune.schedule", "one-shot", "--prune.start", 0.98, "--prune.end", 1)
+"""Scored from the beginning, and pruned when nothing is learned any more."""
+
+
 def watched(task: str, *setting: object) -> Trial:
     """A training that keeps its checkpoints at four moments, and its scores, if it has any."""
     return trial(task, "--seed", 1, *setting, "--keep-every", 10_000, scores=setting != DENSE)
 
 
 def validity() -> Iterator[Work]:
-    """Measured damage against scores, in dense and pruned runs."""
+    """Measured damage against scores: while nothing is removed, and in between removals."""
     for task in (CARTPOLE, WALKER):
-        for name, setting in {"dense": DENSE, "pruned-80": ("--prune.sparsity", 0.8)}.items():
+        for name, setting in {"whole": WHOLE, "pruned-80": ("--prune.sparsity", 0.8)}.items():
             one = watched(task, *setting)
             yield one
             verb = ("validate", "--moments", "4", "--subsets", "0")
@@ -144,6 +148,12 @@ def stability() -> Iterator[Work]:
             yield Measurement(f"stability-{controller}-{task}-s{seed}", verb, ladder)
 
 
+def deadline() -> Iterator[Work]:
+    """Milliseconds of a control step, at the paper's sizes: to be measured with nothing else at work."""
+    for task in (CARTPOLE, WALKER):
+        yield Measurement(f"deadline-{task}", ("--task", task), module="benchmarks.pruned")
+
+
 def autoencoder() -> Iterator[Work]:
     """sweeps/autoencoder.yaml, seed by seed, with dense ones."""
     grid = of_sweep("autoencoder")
@@ -160,6 +170,7 @@ STUDIES = {
     "validity": Study("Are the scores right?", validity),
     "removals": Study("What do intermediate removals do?", removals),
     "allocation": Study("Which group can spare what?", allocation),
+    "deadline": Study("Does it meet its deadline?", deadline),
     "stability": Study("Is it stable?", stability),
     "autoencoder": Study("Does it work on an autoencoder?", autoencoder),
 }

@@ -213,7 +213,34 @@ def _thousandths(result: GroupResult) -> Estimate | None:
 
 
 def validity() -> str:
-    """Rank correlation of scores and measured loss damage, mean within groups."""
+    """Rank correlation of scores and measured loss damage: mean within groups, and of each component at a moment."""
+    return "\n\n".join(filter(None, [_over_time(), *map(_by_component, _measurements("validity"))]))
+
+
+def _by_component(one: Measurement) -> str:
+    """The last moment at which nothing was removed yet, component by component."""
+    moments = (one.result() or {"moments": []})["moments"]
+    whole = [m for m in moments if m["units"] == moments[0]["units"]]
+    if not whole or not one.name.startswith("validity-whole"):
+        return ""
+    found = whole[-1]["damage"]["loss"]
+    rows = [
+        {
+            "": name,
+            "all": _with_interval(found[name]["overall"]),
+            **{part: _rho(value["rho"]) for part, value in found[name]["components"].items()},
+        }
+        for name in CRITERIA
+    ]
+    task = one.name.removeprefix("validity-whole-")
+    return f"{task}, step {whole[-1]['env_step']:,}, nothing removed yet:\n\n{markdown(rows)}"
+
+
+def _with_interval(found: dict[str, float | None]) -> str:
+    return f"{_rho(found['rho'])} [{_rho(found['low'])}, {_rho(found['high'])}]"
+
+
+def _over_time() -> str:
     rows = []
     for one in _measurements("validity"):
         for moment in (one.result() or {"moments": []})["moments"]:
@@ -254,6 +281,28 @@ def stability() -> str:
     return markdown(rows)
 
 
+def deadline() -> str:
+    """Milliseconds of a plan by what is left, and whether the task gives as many."""
+    text = []
+    for one in _measurements("deadline"):
+        if result := one.result():
+            rows = [
+                {
+                    "removed": row["asked for"],
+                    "multiples of": str(row["multiples of"]),
+                    "parameters": f"{row['parameters']:,}",
+                    "plan, ms": f"{row['plan ms']:.1f}",
+                    "p99": f"{row['p99']:.1f}",
+                    "in time": "yes" if row["in time"] else "no",
+                    "quicker": row["plan quicker"],
+                    "arithmetic": row["plan arithmetic"],
+                }
+                for row in result["rows"]
+            ]
+            text.append(f"{result['measured on']}:\n\n{markdown(rows)}")
+    return "\n\n".join(text) or markdown([])
+
+
 def _percents(values: Iterable[float]) -> str:
     return ", ".join(f"{100 * value:.0f}%" for value in values)
 
@@ -271,11 +320,35 @@ def _published() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def allocation(parts: Sequence[Section]) -> str:
+    """What each allocation came to, and what each group's units are worth to the loss and to the return."""
+    text = [listed(parts)]
+    for one in _measurements("allocation"):
+        if result := one.result():
+            moment = result["moments"][-1]
+            damage = moment["mean_damage"]
+            rows = [
+                {
+                    "group": name,
+                    "loss, of a unit": f"{value:.3g}",
+                    "return, of a random half": f"{damage['return'][name]:.0f}",
+                }
+                for name, value in damage["loss"].items()
+            ]
+            title = f"Mean damage at step {moment['env_step']:,}, undisturbed return {moment['return']:.0f}"
+            text.append(f"{title}:\n\n{markdown(rows)}")
+    return "\n\n".join(text)
+
+
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "agent": agent,
     "criteria": criteria,
     "removals": listed,
-    "allocation": listed,
+    "allocation": allocation,
     "autoencoder": autoencoder,
 }
-MEASURED_TABLES: dict[str, Callable[[], str]] = {"validity": validity, "stability": stability}
+MEASURED_TABLES: dict[str, Callable[[], str]] = {
+    "validity": validity,
+    "deadline": deadline,
+    "stability": stability,
+}

@@ -24,6 +24,9 @@ def as_json(found: Found) -> dict[str, Any]:
         "scores": moment.source,
         "units": sum(group.units for group in moment.groups),
         "return": found.undisturbed,
+        "mean_damage": {
+            kind: {pair.group: _mean(pair.measured) for pair in pairs} for kind, pairs in found.pairs.items()
+        },
         "damage": {
             kind: {
                 criterion: {
@@ -50,7 +53,7 @@ def write_csv(found: Sequence[Found], path: Path) -> None:
             "group": pair.group,
             "component": pair.component,
             "removals": len(pair.measured),
-            "mean_damage": _number(float(pair.measured.mean())) if len(pair.measured) else None,
+            "mean_damage": _mean(pair.measured),
             **_interval(validity.groups[pair.group]),
         }
         for f in found
@@ -95,6 +98,10 @@ def _rank_shares(values: Floats) -> Floats:
 
 def _interval(estimate: Estimate) -> dict[str, float | None]:
     return {"rho": _number(estimate.value), "low": _number(estimate.low), "high": _number(estimate.high)}
+
+
+def _mean(measured: Floats) -> float | None:
+    return _number(float(measured.mean())) if len(measured) else None
 
 
 def _number(value: float) -> float | None:

@@ -32,7 +32,7 @@ def test_trained_measured_and_not_made_again(store):
     assert look.result()["task"] == "cartpole-swingup"
     record = json.loads(look.file.read_text())
     assert record["trainings"] == [first.name]
-    assert "evaluate --episodes 1" in record["command"]
+    assert "tdmpc_prune evaluate --episodes 1" in record["command"]
     assert missing(work, store) == []
 
 

@@ -33,6 +33,10 @@ SHORT = [
     *("--prune.importance.warmup", "5", "--agent.planner.num-samples", "16", "--wandb.mode", "disabled"),
 ]
 """Debug size; sparsities to 98% are within reach."""
+SHORT_AUTOENCODER = [
+    *("--steps", "100", "--eval-every", "50", "--log-every", "50", "--threads", "1"),
+    *("--prune.eval-episodes", "0", "--prune.importance.warmup", "5", "--wandb.mode", "disabled"),
+]
 
 
 def test_all_that_the_readme_promises():
@@ -93,5 +97,6 @@ def test_what_wandbs_agent_would_run_runs_in_debug_size(file, tmp_path, capsys, 
     chosen = search(definition, 1) if definition.method == "grid" else Random(definition, 1)
     values = chosen.propose(2).values
     issued = agent_command(dict(definition.raw), definition.arguments(values), str(tmp_path))
-    assert main([*issued[1:], *SHORT, "--run-dir", str(tmp_path / "run")]) == 0
+    short = SHORT_AUTOENCODER if "autoencoder" in issued else SHORT
+    assert main([*issued[1:], *short, "--run-dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "summary.json").is_file()
