@@ -11,7 +11,7 @@ from typing import Any
 
 from tdmpc_prune.arguments import parse_training
 from tdmpc_prune.config import AUTOENCODER, AnyTrainConfig, AutoencoderTrainConfig, preset_defaults
-from tdmpc_prune.run_folder import FREE_ON_RESUME, RunFolder, flatten, to_json
+from tdmpc_prune.run_folder import FREE_ON_RESUME, RunFolder, earlier, flatten, to_json
 from tdmpc_prune.sweep.command import words
 from tdmpc_prune.sweep.definition import read
 from tdmpc_prune.sweep.search import search
@@ -87,7 +87,7 @@ def name_of(config: Mapping[str, Any]) -> str:
         else preset_defaults(config.get("preset", "laptop"), task)
     )
     usual = flatten(to_json(default))
-    own = usual | flatten(dict(config))
+    own = usual | earlier(flatten(dict(config)))
     dense = own["prune.criterion"] == "none"
     said = ["dense"] if dense else [f"{own[key]}" for key in SAID]
     for key, value in own.items():

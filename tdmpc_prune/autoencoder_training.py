@@ -15,10 +15,14 @@ from tdmpc_prune.config import AutoencoderTrainConfig
 from tdmpc_prune.images import load_images
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.origin import check_origin
+from tdmpc_prune.pruning.compensation import Inputs
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.reconstruction import Reconstruction, reconstruct
 from tdmpc_prune.run import Check, Progress, Row, Run, seeds
+
+MOST_IMAGES = 10_000
+"""Training images that a removal is compensated on."""
 
 
 @dataclass
@@ -109,13 +113,16 @@ class AutoencoderTraining(Run):
     def _outcome(self, check: Check) -> float:
         return reconstruct(self.agent, self.test).error
 
-    def _return_without(self, removal: Mapping[str, Tensor], check: Check) -> float:
+    def _return_without(self, removal: Mapping[str, Tensor], inputs: Inputs, check: Check) -> float:
         check()
         copy = self.agent.copy()
         if removal:
-            remove_units(copy, find_groups(copy), removal)
+            remove_units(copy, find_groups(copy), removal, inputs)
         # As many images as are in the test split, which must not have a say in what is removed.
         return reconstruct(copy, self.train[: len(self.test)]).psnr
+
+    def _run_on_data(self) -> None:
+        self.agent.reconstruct(self.train[:MOST_IMAGES])
 
     def _episode_metrics(self) -> Row:
         self.progress.logged_at = self.progress.env_step

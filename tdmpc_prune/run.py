@@ -21,6 +21,7 @@ from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.faults import measuring
 from tdmpc_prune.logger import Logger
+from tdmpc_prune.pruning.compensation import Inputs
 from tdmpc_prune.pruning.groups import Prunable
 from tdmpc_prune.pruning.pruner import Event, Pruner
 from tdmpc_prune.reading import read_rows
@@ -265,11 +266,15 @@ class Run(ABC):
         before = self._measure_outcome(check)
         calibrated = 0
         step = self.progress.env_step
+        start = time.perf_counter()
+        inputs = self.pruner.inputs(self._run_on_data)
         if self.pruner.calibration_due(step):
             with self._measuring():
-                calibrated = self.pruner.calibrate(step, lambda removal: self._return_without(removal, check))
-        start = time.perf_counter()
-        event = self.pruner.prune(step)
+                calibrated = self.pruner.calibrate(
+                    step, lambda removal: self._return_without(removal, inputs, check)
+                )
+            start = time.perf_counter()
+        event = self.pruner.prune(step, inputs)
         self.event_row = {
             "prune/event": event.number,
             "prune/scheduled": event.scheduled,
@@ -302,8 +307,12 @@ class Run(ABC):
         """The outcome as it is measured right before and after removals."""
 
     @abstractmethod
-    def _return_without(self, removal: Mapping[str, Tensor], check: Check) -> float:
+    def _return_without(self, removal: Mapping[str, Tensor], inputs: Inputs, check: Check) -> float:
         """What a copy of the agent that has lost these units is worth: the more the better, 0 if nothing."""
+
+    @abstractmethod
+    def _run_on_data(self) -> None:
+        """Runs every component on what it learns from; random numbers of the run stay where they are."""
 
     # Rows of metrics
 

@@ -37,6 +37,8 @@ FREE_ON_RESUME = (
     "json",
     "dry_run",
 )
+EARLIER = {"prune.compensation": "none"}
+"""What pruned runs did before there was a setting for it, where that is not the setting's default."""
 PARTIAL = ".partial"
 LOCK = "lock"
 """A file that is there while a run is at work, and after one that was killed."""
@@ -153,8 +155,8 @@ class RunFolder:
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
         wanted = flatten(to_json(config))
-        # A setting that an earlier version did not know was what it is by default.
-        stored = flatten(to_json(type(config)(task=config.task))) | stored
+        # A setting that an earlier version did not know was what it is by default, but for some.
+        stored = flatten(to_json(type(config)(task=config.task))) | earlier(stored)
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{printable(key[:80])} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"
@@ -171,6 +173,11 @@ class RunFolder:
 def to_json(config: TrainConfig) -> dict[str, Any]:
     """Settings as plain JSON values."""
     return json.loads(json.dumps(asdict(config), default=str))
+
+
+def earlier(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run under dotted names, with what it did before there were all of today's."""
+    return settings if settings.get("prune.criterion", "none") == "none" else EARLIER | settings
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

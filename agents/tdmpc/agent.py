@@ -240,6 +240,14 @@ class TDMPC:
         value = self.model.value(latents, action)
         return -(self._rho(len(latents)) * value).mean(1).sum()
 
+    @torch.no_grad()
+    def run_on(self, batch: Batch) -> None:
+        """Runs every component on what a batch leads to, as learning and planning do, without noise."""
+        self.model.encode(batch.obs[1:])
+        latents = torch.stack(self.model.rollout(self.model.encode(batch.obs[0]), batch.action)[0])
+        self.model.values(latents[:-1], batch.action)
+        self.model.values(latents, self.model.act(latents))
+
     def _noisy_action(self, z: Tensor) -> Tensor:
         """Actions [..., A] of the policy with its noise, for latents [..., L]."""
         shape = (*z.shape[:-1], self.action_dim)

@@ -20,6 +20,7 @@ Criterion = Literal[
     "random",
 ]
 Allocation = Literal["uniform", "global", "calibrated"]
+Compensation = Literal["linear", "none"]
 Normalisation = Literal["component", "loss", "none"]
 
 
@@ -106,6 +107,8 @@ class PruneConfig:
     """Share of the parameters to remove."""
     allocation: Allocation = "uniform"
     """uniform: the same share of every group; global: all groups ranked together; calibrated: by return."""
+    compensation: Compensation = "linear"
+    """linear: layers take over what removed units told them, as far as it follows from the others; or none."""
     schedule: Kind = "cosine"
     """Course of the sparsity between `start` and `end`."""
     start: float = 0.2
@@ -129,6 +132,7 @@ class PruneConfig:
         for name, choices in (
             ("criterion", (*get_args(Criterion), "none")),
             ("allocation", get_args(Allocation)),
+            ("compensation", get_args(Compensation)),
             ("schedule", get_args(Kind)),
         ):
             value = getattr(self, name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc_prune.pruning.allocation import Curve, allocate, check_target
+from tdmpc_prune.pruning.compensation import Inputs, inputs_of
 from tdmpc_prune.pruning.config import PruneConfig, require
 from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
 from tdmpc_prune.pruning.importance import ImportanceTracker
@@ -150,8 +151,15 @@ class Pruner:
         self.calibrations = self._calibrations_by(step)
         return 1 + sum(len(c.shares) - 1 for c in curves.values())
 
-    def prune(self, step: int) -> Event:
-        """Removes what is due at this step of the schedule."""
+    def inputs(self, forward: Callable[[], object]) -> Inputs:
+        """What `prune` compensates with: the inputs of all layers while `forward` runs the agent on real data.
+
+        Nothing where the settings ask for no compensation.
+        """
+        return inputs_of(self.groups, forward) if self.config.compensation == "linear" else {}
+
+    def prune(self, step: int, inputs: Inputs | None = None) -> Event:
+        """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`."""
         scheduled, events = self.schedule.sparsity(step), self._events_by(step)
         last = events == len(self.schedule.event_steps())
         wanted = self.choose(scheduled, guarded=False)
@@ -159,7 +167,7 @@ class Pruner:
         kept_back = _count(wanted) - _count(held)
         removal = wanted if last else held
         kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
-        self.groups = remove_units(self.agent, self.groups, removal)
+        self.groups = remove_units(self.agent, self.groups, removal, inputs)
         self.tracker.keep(kept, self.groups)
         self.events = events
         missing = self.initial_parameters * (scheduled - self.sparsity)

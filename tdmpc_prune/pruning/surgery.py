@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from tdmpc_prune.pruning.compensation import Inputs, lost_columns, taken_over
 from tdmpc_prune.pruning.groups import Group, Prunable, TraceError, find_groups
 
 Removal = Mapping[str, Tensor]
 """Units to remove, by group: positions among the units that are left."""
 
 
-def remove_units(agent: Prunable, groups: Sequence[Group], removal: Removal) -> list[Group]:
+def remove_units(
+    agent: Prunable, groups: Sequence[Group], removal: Removal, inputs: Inputs | None = None
+) -> list[Group]:
     """Removes units from networks, mirrors and optimisers; returns the groups of what is left.
 
     Parameters that lose something are replaced by new ones; the optimisers hold those, with their moments
-    cut at the same indices. Gradients are dropped.
+    cut at the same indices. Gradients are dropped. Layers whose `inputs` are known take over what they can of
+    what they lose (see `compensation`).
 
     Raises:
         ValueError: a position is out of range, or a group would lose all units; nothing is changed.
@@ -31,11 +35,21 @@ def remove_units(agent: Prunable, groups: Sequence[Group], removal: Removal) -> 
         former.append((module, name, getattr(module, name)))
         setattr(module, name, value)
 
+    kept = _kept(groups, removal)
+    taken: dict[nn.Module, dict[str, Tensor]] = {}
+    for place, gone in lost_columns(groups, removal).items():
+        if inputs and place in inputs:
+            for module in _modules(copies, *place):
+                taken[module] = taken_over(module, gone, inputs[place])
+                for name in taken[module]:
+                    kept.setdefault((*place, name), {})
+
     replaced: dict[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]] = {}
-    for (component, layer, name), cuts in _kept(groups, removal).items():
+    for (component, layer, name), cuts in kept.items():
         for module in _modules(copies, component, layer):
             old = module.get_parameter(name)
-            new = nn.Parameter(_select(old.detach(), cuts), requires_grad=old.requires_grad)
+            full = taken.get(module, {}).get(name, old.detach())
+            new = nn.Parameter(_select(full, cuts), requires_grad=old.requires_grad)
             change(module, name, new)
             replaced[old] = new, cuts
     # A layer's own record of its sizes follows.

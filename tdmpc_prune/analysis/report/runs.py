@@ -11,7 +11,7 @@ from typing import Any
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.reading import LARGEST_COUNT, printable, read_json, read_rows
-from tdmpc_prune.run_folder import RunFolder, flatten
+from tdmpc_prune.run_folder import RunFolder, earlier, flatten
 
 WORDS = ("task", "preset", "prune.criterion", "prune.allocation", "prune.schedule")
 """Settings that are words."""
@@ -146,7 +146,9 @@ def _read(path: Path, name: str) -> ReportRun:
     folder = RunFolder(path)
     try:
         about = read_json(folder.config)
-        settings = {printable(key): _plain(value) for key, value in flatten(about.pop("config")).items()}
+        settings = {
+            printable(key): _plain(value) for key, value in earlier(flatten(about.pop("config"))).items()
+        }
         about = {key: printable(value) for key, value in about.items() if isinstance(value, str)}
         run = ReportRun(path, name, settings, about, _rows(folder.metrics), _summary(folder.summary))
         _check(run)
