@@ -130,10 +130,14 @@ class ReplayBuffer:
         self.size = max(self.size, self.cursor)
         self.ready = self._tree.any()
 
-    def sample(self, batch_size: int) -> Batch:
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Batch:
         """Draws sequences with probability proportional to priority^alpha, with replacement.
 
         Like `update_priorities`, it can be captured in a CUDA graph, which then goes on with the rows at hand.
+
+        Args:
+            batch_size: sequences.
+            generator: of random numbers; the buffer's own if none.
 
         Raises:
             ValueError: no sequence can be drawn.
@@ -142,7 +146,8 @@ class ReplayBuffer:
             raise ValueError(
                 f"none of the {self.size} rows of the replay starts a sequence: add episodes first"
             )
-        uniform = torch.rand(batch_size, generator=self.generator, device=self.device, dtype=torch.float64)
+        source = generator or self.generator
+        uniform = torch.rand(batch_size, generator=source, device=self.device, dtype=torch.float64)
         index = self._tree.draw(uniform)
         priority = self._tree.priority.index_select(0, index).pow(self.alpha)
         weight = (priority / priority.min()).pow(-self.beta)

@@ -23,6 +23,7 @@ from agents.replay import Batch, Episode, ReplayBuffer
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.updates import Updates
+from tdmpc_prune.pruning.compensation import BATCHES
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.importance import WAITING
 from tdmpc_prune.pruning.pruner import Pruner
@@ -258,8 +259,21 @@ def event_ms(config: TDMPCConfig, sizes: Sizes, device: torch.device) -> float:
             subject.agent.update(subject.batch, pruner.observe)
             pruner.advance(0.5)
         pruner.tracker.settle()
-        times += [timed(partial(pruner.prune, step), device) for step in pruner.schedule.event_steps()]
+        run = partial(subject.agent.run_on, subject.batch)
+        times += [
+            timed(partial(_remove, pruner, step, run), device) for step in pruner.schedule.event_steps()
+        ]
     return median(times)
+
+
+def _remove(pruner: Pruner, step: int, subject: Subject) -> None:
+    """A removal as a run makes it: what is left takes over what it can, by as many batches."""
+
+    def run_on_data() -> None:
+        for _ in range(BATCHES):
+            subject.agent.run_on(subject.batch)
+
+    pruner.prune(step, pruner.inputs(run_on_data))
 
 
 def _pruner(agent: TDMPC) -> Pruner:

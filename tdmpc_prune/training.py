@@ -12,7 +12,6 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from agents.generators import seeded
 from agents.gradients import NonFiniteGradients
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.updates import Updates
@@ -29,7 +28,7 @@ from tdmpc_prune.faults import simulator_line
 from tdmpc_prune.latency import plan_latency
 from tdmpc_prune.logger import Logger, read_metrics
 from tdmpc_prune.origin import check_origin
-from tdmpc_prune.pruning.compensation import Inputs
+from tdmpc_prune.pruning.compensation import BATCHES, Inputs
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Event
 from tdmpc_prune.pruning.surgery import remove_units
@@ -37,8 +36,6 @@ from tdmpc_prune.run import Check, Progress, Row, Run, seeds
 
 EVALUATION_SEED = 1_000_000
 TIMED_PLANS = 5
-COMPENSATION_BATCHES = 2
-"""Replay batches that a removal is compensated on: with the laptop's sizes some 2,500 steps, for 128 inputs."""
 
 
 @dataclass
@@ -208,9 +205,9 @@ class Training(Run):
         return self._return(copy, self.config.prune.calibration_episodes, check)
 
     def _run_on_data(self) -> None:
-        with seeded(self.replay.generator, self.progress.env_step):
-            for _ in range(COMPENSATION_BATCHES):
-                self.agent.run_on(self.replay.sample(self.config.agent.batch_size))
+        own = torch.Generator(self.device).manual_seed(self.progress.env_step)
+        for _ in range(BATCHES):
+            self.agent.run_on(self.replay.sample(self.config.agent.batch_size, own))
 
     def _return(self, agent: TDMPC, episodes: int, check: Check) -> float:
         return self.evaluator.run(agent, self.progress.agent_step, episodes=episodes, check=check).mean

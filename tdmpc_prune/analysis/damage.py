@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from agents.generators import seeded
 from agents.replay import Batch
 from agents.tdmpc.agent import TDMPC
 from tdmpc_prune.evaluate import Evaluator
@@ -132,6 +131,17 @@ def as_if_removed(members: Iterable[Member], units: Tensor) -> Iterator[None]:
         for member in members:
             stack.enter_context(_mask(member, units))
         yield
+
+
+@contextmanager
+def seeded(generator: torch.Generator, seed: int) -> Iterator[None]:
+    """A generator starts from a seed, and afterwards goes on where it was."""
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
 
 
 class _WithFixedGoals(TDMPC):

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from agents.generators import seeded
 from agents.replay import ReplayBuffer
 from agents.tdmpc.agent import TDMPC, frozen
 from tdmpc_prune import checkpoint
-from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage
+from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded
 from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate, standard_ranks
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator

@@ -19,6 +19,9 @@ from tdmpc_prune.pruning.groups import Group
 RIDGE = 1e-3
 """Added to the variances, as a share of their mean: inputs that hardly vary stand in for nobody."""
 
+BATCHES = 2
+"""Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring nothing."""
+
 Place = tuple[str, str]
 """Component and layer."""
 

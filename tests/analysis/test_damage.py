@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.generators import seeded
 from agents.replay import Batch
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
-from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage
+from tdmpc_prune.analysis.damage import LossDamage, ReturnDamage, seeded
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.surgery import remove_units
