@@ -259,9 +259,8 @@ def event_ms(config: TDMPCConfig, sizes: Sizes, device: torch.device) -> float:
             subject.agent.update(subject.batch, pruner.observe)
             pruner.advance(0.5)
         pruner.tracker.settle()
-        run = partial(subject.agent.run_on, subject.batch)
         times += [
-            timed(partial(_remove, pruner, step, run), device) for step in pruner.schedule.event_steps()
+            timed(partial(_remove, pruner, step, subject), device) for step in pruner.schedule.event_steps()
         ]
     return median(times)
 

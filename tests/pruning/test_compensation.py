@@ -19,6 +19,11 @@ from tdmpc_prune.pruning.surgery import remove_units
 LOST = torch.tensor([1, 4])
 
 
+@pytest.fixture(autouse=True)
+def same_weights():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def no_ridge(monkeypatch):
     """Plain least squares."""
