@@ -53,7 +53,7 @@ for update in range(updates):
     agent.optimizer.step()
     pruner.advance(update / updates)
     if pruner.due(update):
-        before = agent.error()
-        pruner.prune(update)
+        before, inputs = agent.error(), pruner.inputs(lambda: agent.drive(torch.randn(64, 2)))
+        pruner.prune(update, inputs)  # layers take over what they can of what they read
         print(f"sparsity {pruner.sparsity:.3f}: error {before:.4f} before, {agent.error():.4f} after")
 print(f"sparsity {pruner.sparsity:.3f}: error {agent.error():.4f} at the end")

@@ -26,7 +26,7 @@ from agents.tdmpc.updates import Updates
 from tdmpc_prune.pruning.compensation import BATCHES
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.importance import WAITING
-from tdmpc_prune.pruning.pruner import Pruner
+from tdmpc_prune.pruning.pruner import Event, Pruner
 
 STEPS = 125
 """Of the random replay's episodes: cartpole's."""
@@ -265,14 +265,14 @@ def event_ms(config: TDMPCConfig, sizes: Sizes, device: torch.device) -> float:
     return median(times)
 
 
-def _remove(pruner: Pruner, step: int, subject: Subject) -> None:
+def _remove(pruner: Pruner, step: int, subject: Subject) -> Event:
     """A removal as a run makes it: what is left takes over what it can, by as many batches."""
 
     def run_on_data() -> None:
         for _ in range(BATCHES):
             subject.agent.run_on(subject.batch)
 
-    pruner.prune(step, pruner.inputs(run_on_data))
+    return pruner.prune(step, pruner.inputs(run_on_data))
 
 
 def _pruner(agent: TDMPC) -> Pruner:
