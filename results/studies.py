@@ -109,17 +109,21 @@ def validity() -> Iterator[Work]:
 
 
 def removals() -> Iterator[Work]:
-    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training."""
+    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training; also cut only."""
+    courses = (
+        (),
+        ("--prune.schedule", "one-shot"),
+        ("--prune.schedule", "one-shot", "--prune.start", 0.8, "--prune.end", 1),
+    )
     for seed in SEEDS:
         yield dense(CARTPOLE, seed)
-        yield pruned(CARTPOLE, seed, 0.9)
-        yield pruned(CARTPOLE, seed, 0.9, "--prune.schedule", "one-shot", "--prune.start", 0.2)
-        yield pruned(
-            CARTPOLE, seed, 0.9, "--prune.schedule", "one-shot", "--prune.start", 0.8, "--prune.end", 1
-        )
         half = dense(CARTPOLE, seed, "--steps", 20_000)
-        line = (CARTPOLE, "--seed", seed, "--steps", 20_000, "--prune.sparsity", 0.9)
-        yield trial(*line, after=half)
+        for kind in ("linear", "none"):
+            compensated = ("--prune.compensation", kind)
+            for course in courses:
+                yield pruned(CARTPOLE, seed, 0.9, *course, *compensated)
+            line = (CARTPOLE, "--seed", seed, "--steps", 20_000, "--prune.sparsity", 0.9)
+            yield trial(*line, *compensated, after=half)
 
 
 def allocation() -> Iterator[Work]:

@@ -83,9 +83,9 @@ def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], di
     kept = [r for r in found if not r.group.dense]
     targets = sorted({r.group.target for r in kept})
     rows: dict[str, Row] = {}
-    order = {f"{name} uniform": i for i, name in enumerate(CRITERIA)}
-    for result in sorted(kept, key=lambda r: order.get(r.group.family, len(order))):
-        row = rows.setdefault(result.group.family, dict.fromkeys(map(percent, targets), NOTHING))
+    for result in sorted(kept, key=lambda r: (cut_only(r.group), CRITERIA.index(criterion(r.group)))):
+        name = criterion(result.group) + (", cut only" if cut_only(result.group) else "")
+        row = rows.setdefault(name, dict.fromkeys(map(percent, targets), NOTHING))
         row[percent(result.group.target)] = cell(value(result), digits, len(result.group.counted))
     whole = next((r for r in found if r.group.dense and not is_small(r.group, section)), None)
     for result in found:
@@ -99,7 +99,17 @@ def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], di
         row[percent(targets[0]) if targets else percent(0)] = cell(
             whole.end, digits, len(whole.group.counted)
         )
-    return [{"": name.removesuffix(" uniform")} | row for name, row in rows.items()]
+    return [{"": name} | row for name, row in rows.items()]
+
+
+def criterion(group: RunGroup) -> str:
+    """What a pruned group is pruned by."""
+    return str(group.settings["prune.criterion"])
+
+
+def cut_only(group: RunGroup) -> bool:
+    """Whether nothing took over what removed units said."""
+    return group.settings.get("prune.compensation", "none") == "none"
 
 
 def is_small(group: RunGroup, section: Section) -> bool:

@@ -13,7 +13,9 @@ from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.statistics import Estimate
 
 
-def run_folder(path, *, seed, criterion="none", sparsity=0.9, returns=(), events=(), **agent):
+def run_folder(
+    path, *, seed, criterion="none", compensation="linear", sparsity=0.9, returns=(), events=(), **agent
+):
     """A run of `returns` every 1,000 steps, `events` (step, before, after), ending at `sparsity`."""
     path.mkdir(parents=True)
     config = {
@@ -22,7 +24,13 @@ def run_folder(path, *, seed, criterion="none", sparsity=0.9, returns=(), events
         "seed": seed,
         "steps": 1000 * (len(returns) - 1),
     }
-    prune = {"criterion": criterion, "allocation": "uniform", "schedule": "cosine", "sparsity": sparsity}
+    prune = {
+        "criterion": criterion,
+        "allocation": "uniform",
+        "compensation": compensation,
+        "schedule": "cosine",
+        "sparsity": sparsity,
+    }
     agent = {"hidden_dim": 128} | agent
     (path / "config.json").write_text(json.dumps({"config": config | {"prune": prune, "agent": agent}}))
     rows = [{"env_step": 1000 * i, "eval/return": r, "prune/sparsity": 0.0} for i, r in enumerate(returns)]
@@ -48,6 +56,9 @@ def section(tmp_path):
         )
         for s in (1, 2)
     ]
+    paths.append(
+        run_folder(tmp_path / "c", seed=1, criterion="taylor", compensation="none", returns=(0, 9, 9, 9, 600))
+    )
     paths.append(run_folder(tmp_path / "s", seed=1, returns=(0, 0, 0, 0, 700), hidden_dim=13))
     [found] = sections(read_runs(paths))
     return found
@@ -62,7 +73,7 @@ def test_a_cell_says_value_interval_and_seeds():
 
 def test_rows_of_groups(section):
     rows = {row["cartpole-swingup"]: row for row in each_group(section)}
-    pruned = rows["taylor uniform 90%"]
+    pruned = rows["taylor uniform 90% (prune.compensation linear)"]
     assert pruned["end"] == "802 [801, 802]"
     assert pruned["of dense"] == "80%"
     assert pruned["window"] == "300 [300, 300]"  # the mean of 400, 200, 300
@@ -73,7 +84,8 @@ def test_rows_of_groups(section):
 
 def test_criteria_by_sparsity_with_both_controls(section):
     rows = {row[""]: row for row in matrix(section, lambda r: r.end)}
-    assert list(rows) == ["taylor", "dense, this small", "dense"]
+    assert list(rows) == ["taylor", "taylor, cut only", "dense, this small", "dense"]
+    assert rows["taylor, cut only"]["90%"] == "600 (1)"
     assert rows["taylor"]["90%"] == "802 [801, 802] (2)"
     assert rows["dense"]["90%"] == "1000 [1000, 1000] (2)"
     assert rows["dense, this small"]["90%"] == "700 (1)"
