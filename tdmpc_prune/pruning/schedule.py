@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Kind = Literal["cosine", "cubic", "linear", "one-shot"]
+Kind = Literal["cosine", "cubic", "linear", "geometric", "one-shot"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class Schedule:
     """
 
     kind: Kind = "cosine"
-    """cosine: slow, fast, slow; cubic: fast first (Zhu & Gupta 2017); linear; one-shot: all at `start`."""
+    """cosine: slow, fast, slow; cubic: fast first (Zhu & Gupta 2017); linear; geometric: the same share of what is
+    left at each event (Frankle & Carbin 2019); one-shot: all at `start`."""
     start: int
     """Environment step from which sparsity rises."""
     end: int
@@ -59,6 +60,9 @@ class Schedule:
         if step <= self.start or self.kind == "one-shot":
             return self.initial
         p = (step - self.start) / (self.end - self.start)
+        if self.kind == "geometric":
+            left = (1 - self.initial) * ((1 - self.final) / (1 - self.initial)) ** p
+            return min(max(1 - left, self.initial), self.final)
         if self.kind == "cosine":
             share = (1 - math.cos(math.pi * p)) / 2
         elif self.kind == "cubic":

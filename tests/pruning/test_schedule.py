@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tdmpc_prune.pruning.schedule import Schedule
 
-KINDS = ["cosine", "cubic", "linear", "one-shot"]
+KINDS = ["cosine", "cubic", "linear", "geometric", "one-shot"]
 HALF = {"start": 100, "end": 500, "events": 4, "initial": 0.1, "final": 0.9}
 
 
@@ -19,6 +19,8 @@ HALF = {"start": 100, "end": 500, "events": 4, "initial": 0.1, "final": 0.9}
         # 0.9 - 0.8 (1 - p)^3
         ("cubic", 0.9 - 0.8 * 27 / 64, 0.8, 0.9 - 0.8 / 64),
         ("linear", 0.3, 0.5, 0.7),
+        # of 0.9 there is a ninth in the end: 0.9 / 9^p is left
+        ("geometric", 1 - 0.9 * 0.57735027, 0.7, 1 - 0.9 * 0.19245009),
     ],
 )
 def test_formulas_by_hand(kind, quarter, half, three_quarters):
@@ -78,7 +80,7 @@ def test_events_are_evenly_spaced_and_due_one_by_one(schedule):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "cos"}, "kind is 'cos'; choose one of cosine, cubic, linear, one-shot"),
+        ({"kind": "cos"}, "kind is 'cos'; choose one of cosine, cubic, linear, geometric, one-shot"),
         ({"start": -1}, "start is -1; choose 0 or more environment steps"),
         ({"end": 100}, "end is 100; choose more than start, 100"),
         ({"events": 0}, "events is 0; choose 1 to 400 (end - start)"),
