@@ -30,8 +30,13 @@ SHOWN = {
 """Which of a report's figures are kept for a study, by what their names hold."""
 
 
-HEADLINE = ("dense", "taylor uniform 0.8", "taylor uniform 0.9", "taylor uniform 0.95")
-"""The project's own first picture: dense agents, and pruned ones as they are by default."""
+HEADLINE = (
+    "dense",
+    "taylor uniform 0.95",
+    "taylor uniform 0.95 prune.compensation=none",
+    "taylor uniform 0.98 prune.schedule=geometric",
+)
+"""The project's own first picture: dense agents, and what compensation does."""
 
 
 def write(store: Store) -> None:
@@ -41,7 +46,7 @@ def write(store: Store) -> None:
     headline = [
         name for name in store.entries if name.startswith(tuple(f"{CARTPOLE} {h} seed" for h in HEADLINE))
     ]
-    _report("headline", headline, ("learning-curves",), store)
+    _report("headline", headline, ("learning-curves", "removals"), store)
     for study, kinds in SHOWN.items():
         trials = [one for one in STUDIES[study].work() if isinstance(one, Trial) and store.has(one.name)]
         _report(study, [one.name for one in trials], kinds, store)

@@ -109,9 +109,13 @@ def validity() -> Iterator[Work]:
 
 
 def removals() -> Iterator[Work]:
-    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training; also cut only."""
+    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training; also cut only.
+
+    Bit by bit on two schedules, and on the one that is harder to see also at other sparsities.
+    """
     courses = (
         (),
+        ("--prune.schedule", "geometric"),
         ("--prune.schedule", "one-shot"),
         ("--prune.schedule", "one-shot", "--prune.start", 0.8, "--prune.end", 1),
     )
@@ -124,6 +128,8 @@ def removals() -> Iterator[Work]:
                 yield pruned(CARTPOLE, seed, 0.9, *course, *compensated)
             line = (CARTPOLE, "--seed", seed, "--steps", 20_000, "--prune.sparsity", 0.9)
             yield trial(*line, *compensated, after=half)
+        for sparsity in (0.8, 0.95, 0.98):
+            yield pruned(CARTPOLE, seed, sparsity, "--prune.schedule", "geometric")
 
 
 def allocation() -> Iterator[Work]:

@@ -1,6 +1,7 @@
 """What a GPU does by graphs, against the same asked for one launch at a time: `make gpu`, on a machine with one."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import DEBUG, LAPTOP
 from agents.tdmpc.updates import Updates
 from tdmpc_prune.config import TDMPCTrainConfig, WandbConfig
+from tdmpc_prune.pruning.compensation import inputs_of
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
+from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Pruner
+from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.train import train
 
@@ -212,6 +216,24 @@ def test_a_plan_follows_learning_and_removals():
     pruner.prune(80)
     for _ in range(5):
         both()
+
+
+def test_layers_take_over_what_they_do_on_a_cpu():
+    left = {}
+    for device in ("cpu", "cuda"):
+        agent, replay, _, _ = new(device=device)
+        agent.model.load_state_dict(TDMPC(LAPTOP, 5, 2, seed=1).model.state_dict())
+        batch = replay.sample(256)
+        draw = np.random.default_rng(0)  # the same numbers on both
+        rows = {name: draw.uniform(-1, 1, getattr(batch, name).shape) for name in ("obs", "action")}
+        tensors = {n: torch.tensor(v, dtype=torch.float32, device=device) for n, v in rows.items()}
+        batch = dataclasses.replace(batch, **tensors)
+        groups = find_groups(agent)
+        inputs = inputs_of(groups, partial(agent.run_on, batch))
+        remove_units(agent, groups, {g.name: torch.arange(0, g.units, 3) for g in groups}, inputs)
+        left[device] = {name: p.detach().cpu() for name, p in agent.model.named_parameters()}
+    for name, value in left["cpu"].items():
+        torch.testing.assert_close(left["cuda"][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
 def small(tmp_path, name, **changes) -> TDMPCTrainConfig:
