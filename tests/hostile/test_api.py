@@ -49,6 +49,7 @@ MISTAKES = {
     "criterion": (lambda: PruneConfig(criterion="tailor"), "criterion is 'tailor'; choose gradient"),
     "allocation": (lambda: PruneConfig(allocation="equal"), "allocation is 'equal'; choose uniform"),
     "schedule": (lambda: PruneConfig(schedule="cosin"), "schedule is 'cosin'; choose cosine"),
+    "compensation": (lambda: PruneConfig(compensation="yes"), "compensation is 'yes'; choose linear, none"),
     "sparsity": (lambda: PruneConfig(sparsity=math.nan), "sparsity is nan; choose"),
     "normalisation": (lambda: ImportanceConfig(normalisation="layer"), "normalisation is 'layer'; choose"),
     "progress": (lambda: tracker().advance(math.nan), "progress is nan; give"),

@@ -43,6 +43,8 @@ def test_settings_that_an_older_version_did_not_know_had_their_default():
     config = to_json(trial("cartpole-swingup", "--seed", 2).config)
     del config["envs"], config["prune"]["events"]
     assert name_of(config) == "cartpole-swingup taylor uniform 0.8 seed=2"
+    del config["prune"]["compensation"]  # but not that one: they only cut
+    assert name_of(config) == "cartpole-swingup taylor uniform 0.8 prune.compensation=none seed=2"
 
 
 @pytest.mark.parametrize("study", STUDIES)

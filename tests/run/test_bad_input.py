@@ -253,6 +253,7 @@ SLIPS = {
     "criterion": ([*TASK, "--prune.criterion", "tailor"], "taylor"),
     "allocation": ([*TASK, "--prune.allocation", "equal"], "uniform"),
     "schedule": ([*TASK, "--prune.schedule", "cosin"], "cosine"),
+    "compensation": ([*TASK, "--prune.compensation", "linaer"], "linear"),
     "normalisation": ([*TASK, "--prune.importance.normalisation", "layer"], "component"),
     "wandb mode": ([*TASK, "--wandb.mode", "of"], "offline"),
     "prune setting": ([*TASK, "--prune.sparcity", "0.5"], "--prune.sparsity"),

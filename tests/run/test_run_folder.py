@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from small_runs import CARTPOLE, PENDULUM, STATE, checkpoints, rows, steady_rows
 import tdmpc_prune
 from tdmpc_prune.checkpoint import moments
 from tdmpc_prune.cli import main
+from tdmpc_prune.config import preset_defaults
+from tdmpc_prune.errors import UserError
+from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 
 COUNTERS = {"env_step", "agent_step", "update", "episode"}
@@ -236,3 +240,19 @@ def test_checkpoints_to_keep(folder, no_plot):
 def test_keeping_checkpoints_changes_nothing(folder, undisturbed, no_plot):
     train_small(PENDULUM, folder, "--keep-every", "20")
     assert steady_rows(folder) == steady_rows(undisturbed["pendulum"].path)
+
+
+def test_pruned_runs_of_before_there_was_compensation_go_on_without_it(folder):
+    stored = RunFolder(folder)
+    for criterion, refused in (("taylor", True), ("none", False)):
+        now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=PruneConfig(criterion=criterion))
+        about = {"config": to_json(now)}
+        del about["config"]["prune"]["compensation"]
+        folder.mkdir(exist_ok=True)
+        write_json(stored.config, about)
+        if refused:
+            with pytest.raises(UserError, match=r"prune.compensation \(stored 'none', now 'linear'\)"):
+                stored.check(now)
+            stored.check(replace(now, prune=replace(now.prune, compensation="none")))
+        else:
+            stored.check(now)
