@@ -206,13 +206,17 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this code runs from, if it runs from one."""
+    """Commit of the checkout that this code runs from, if it runs from one; `-dirty` where more than results differ."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    git = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    return git.stdout.strip() or None
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
+
+    commit = git("describe", "--always", "--abbrev=12").stdout.strip()
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":(exclude)results").returncode == 1
+    return (commit + ("-dirty" if changed else "")) or None
 
 
 def write_json(path: Path, value: Any) -> None:
