@@ -17,7 +17,7 @@ from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
 from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent, sections
-from tdmpc_prune.analysis.report.numbers import estimate
+from tdmpc_prune.analysis.report.numbers import estimate, fall
 from tdmpc_prune.analysis.report.results import GroupResult, results
 from tdmpc_prune.analysis.report.runs import ReportRun, read_runs
 from tdmpc_prune.analysis.report.timing import Timings
@@ -141,6 +141,12 @@ def window_share(result: GroupResult, section: Section) -> Estimate | None:
     return estimate(shares)
 
 
+def largest_fall(result: GroupResult, section: Section) -> Estimate | None:
+    """The most that the return fell at a removal, from right before to right after, over seeds."""
+    falls = [fall(run, section, result.dense) for run in result.group.counted]
+    return estimate([found.get("largest_drop") for found in falls])
+
+
 def between(run: ReportRun, first: float, last: float) -> list[float]:
     """Outcomes of the evaluations from one step to another."""
     return [row[f"eval/{run.outcome}"] for row in run.evaluations if first <= row["env_step"] <= last]
@@ -157,6 +163,7 @@ def each_group(section: Section) -> list[Row]:
             "window": cell(result.window),
             "of dense, %": cell(window_share(result, section)),
             "lowest": cell(result.worst),
+            "largest fall": cell(largest_fall(result, section)),
             "parameters": NOTHING if result.parameters is None else f"{result.parameters:,.0f}",
         }
         for result in came_to(section)
@@ -196,6 +203,7 @@ def criteria(parts: Sequence[Section]) -> str:
             ("return in the end", lambda r: r.end),
             ("mean return in the pruning window", lambda r: r.window),
             ("lowest return right after a removal", lambda r: r.worst),
+            ("largest fall of the return at a removal", lambda r, s=section: largest_fall(r, s)),
         ):
             rows = matrix(section, value)
             if value(came_to(section)[-1]) is not None or title.endswith("end"):

@@ -79,6 +79,7 @@ def test_rows_of_groups(section):
     assert pruned["window"] == "300 [300, 300]"  # the mean of 400, 200, 300
     assert pruned["of dense, %"] == "60 [60, 60]"  # of 500
     assert pruned["lowest"] == "60 [60, 60]"
+    assert pruned["largest fall"] == "410 [410, 410]"  # 500 to 90, and 300 to 60
     assert rows["dense"]["of dense"] == "-"
 
 
