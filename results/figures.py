@@ -54,6 +54,8 @@ def write(store: Store) -> None:
 
 def _report(prefix: str, names: Sequence[str], kinds: Sequence[str], store: Store) -> None:
     """Keeps some figures of a report on recorded runs."""
+    for path in FIGURES.glob(f"{prefix}-*.png"):
+        path.unlink()
     if not names:
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,7 @@
 """Tables: numbers from what is recorded, and the README's are those."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_cell_says_value_interval_and_seeds():
 
 def test_rows_of_groups(section):
     rows = {row["cartpole-swingup"]: row for row in each_group(section)}
-    pruned = rows["taylor uniform 90% (prune.compensation linear)"]
+    pruned = rows["taylor uniform compensated 90%"]
     assert pruned["end"] == "802 [801, 802]"
     assert pruned["of dense"] == "80%"
     assert pruned["window"] == "300 [300, 300]"  # the mean of 400, 200, 300
@@ -107,3 +108,10 @@ def test_a_table_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "STUDIES", {n: tables.STUDIES[n] for n in ("agent", "validity")})
     write(Store(tmp_path / "nothing"), readme)
     assert readme.read_text() == marks.replace("old", "Nothing is recorded yet.")
+
+
+def test_every_figure_of_the_readmes_is_there():
+    for readme in (README, README.parents[1] / "README.md"):
+        figures = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
+        assert figures
+        assert all((readme.parent / figure).is_file() for figure in figures)

@@ -157,7 +157,7 @@ def before_and_after(figure: Figure, section: Section) -> None:
                 axes.plot([x, x], [before, after], color=color, linewidth=1.4)
                 axes.plot(x, before, "o", markersize=4, markeredgecolor=color, markerfacecolor="none")
                 axes.plot(x, after, "o", markersize=4, color=color)
-        axes.set_title(group.label)
+        axes.set_title(group.label, fontsize=10)
     for axes in grid[::2]:
         _outcome_axis(axes, section)
     for axes in grid[-2:]:
