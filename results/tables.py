@@ -93,11 +93,11 @@ def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], di
             row = rows.setdefault("dense, this small", dict.fromkeys(map(percent, targets), NOTHING))
             gone = 1 - (result.parameters or 0) / (whole.parameters or 1)
             nearest = percent(min(targets, key=lambda t: abs(t - gone)))
-            row[nearest] = cell(result.end, digits, len(result.group.counted))
+            row[nearest] = cell(value(result), digits, len(result.group.counted))
     if whole:
         row = rows.setdefault("dense", dict.fromkeys(map(percent, targets), ""))
         row[percent(targets[0]) if targets else percent(0)] = cell(
-            whole.end, digits, len(whole.group.counted)
+            value(whole), digits, len(whole.group.counted)
         )
     return [{"": name} | row for name, row in rows.items()]
 
