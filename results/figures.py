@@ -25,7 +25,7 @@ SHOWN = {
     "validity": ("importance",),
     "removals": ("learning-curves", "removals"),
     "allocation": ("learning-curves", "widths"),
-    "autoencoder": ("end-over-target", "importance"),
+    "autoencoder": ("end-over-target", "taylor-uniform-cut-only-80"),
 }
 """Which of a report's figures are kept for a study, by what their names hold."""
 

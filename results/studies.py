@@ -130,6 +130,10 @@ def removals() -> Iterator[Work]:
             yield trial(*line, *compensated, after=half)
         for sparsity in (0.8, 0.95, 0.98):
             yield pruned(CARTPOLE, seed, sparsity, "--prune.schedule", "geometric")
+    for seed in SEEDS[:3]:
+        yield dense(WALKER, seed)
+        for more in ((), ("--prune.schedule", "geometric"), ("--prune.compensation", "none")):
+            yield pruned(WALKER, seed, 0.9, *more)
 
 
 def allocation() -> Iterator[Work]:
