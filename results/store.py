@@ -50,6 +50,7 @@ class Store:
         name, task = name_of(about["config"]), about["config"]["task"]
         # Where a run was kept is of no use to others.
         command = re.sub(r" --run-dir[ =]\S+", "", about["command"])
+        about["config"]["run_dir"] = None
         numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         entry = {"run": name, **about, "command": command, "summary": numbers}
         metrics = read_metrics(folder.metrics)

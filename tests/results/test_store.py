@@ -77,6 +77,7 @@ def test_where_a_run_was_kept_is_not_recorded(runs, tmp_path):
     text = (tmp_path / "InvertedPendulum-v5.json").read_text()
     [entry] = json.loads(text)
     assert "--run-dir" not in entry["command"]
+    assert str(runs) not in text
     assert entry["commit"]
     assert entry["machine"]
     assert entry["summary"]["env_step"] >= 80
