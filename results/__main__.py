@@ -53,7 +53,11 @@ def main(options: Options) -> int:
             print("measure" if isinstance(one, Measurement) else "train  ", one.name)
         print(f"{len(todo)} of {len(everything)} are to be made")
         return 0
-    failures = Runner(store, options.jobs).run(todo) if options.jobs and todo else []
+    try:
+        failures = Runner(store, options.jobs).run(todo) if options.jobs and todo else []
+    except KeyboardInterrupt:
+        failures = ["stopped: the same command goes on"]
+        print(*failures, file=sys.stderr)
     tables.write(store)
     figures.write(store)
     return 1 if failures else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +11,8 @@ import torch
 from matplotlib.figure import Figure
 
 from results.store import Store
-from results.studies import CARTPOLE, STUDIES, TASKS
-from results.tables import PUBLISHED, recorded
-from results.trials import Trial
+from results.studies import CARTPOLE, TASKS
+from results.tables import published, recorded, recorded_names
 from tdmpc_prune.analysis.report.groups import RunGroup
 from tdmpc_prune.analysis.report.numbers import learning_curve
 from tdmpc_prune.analysis.report.page import make_report
@@ -48,8 +46,7 @@ def write(store: Store) -> None:
     ]
     _report("headline", headline, ("learning-curves", "removals"), store)
     for study, kinds in SHOWN.items():
-        trials = [one for one in STUDIES[study].work() if isinstance(one, Trial) and store.has(one.name)]
-        _report(study, [one.name for one in trials], kinds, store)
+        _report(study, recorded_names(study, store), kinds, store)
 
 
 def _report(prefix: str, names: Sequence[str], kinds: Sequence[str], store: Store) -> None:
@@ -59,7 +56,7 @@ def _report(prefix: str, names: Sequence[str], kinds: Sequence[str], store: Stor
     if not names:
         return
     with tempfile.TemporaryDirectory() as folder:
-        runs = store.unpack(dict.fromkeys(names), Path(folder, "runs"))
+        runs = store.unpack(names, Path(folder, "runs"))
         made = make_report(runs, Path(folder, "report"), "none", torch.device("cpu"))
         for path in map(Path, made["figures"]):
             if any(kind in path.name for kind in kinds):
@@ -72,8 +69,6 @@ def _agent(store: Store) -> None:
     tasks = [task for task in TASKS if task in parts]
     if not tasks:
         return
-    with PUBLISHED.open() as file:
-        published = list(csv.DictReader(file))
     rows = -(-len(tasks) // 4)
     figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
     grid = figure.subplots(rows, min(len(tasks), 4), squeeze=False).flat
@@ -84,7 +79,7 @@ def _agent(store: Store) -> None:
             axes.plot(steps, [p.y.value for p in points], color=f"C{number}", label=_label(group))
             low, high = [p.y.low for p in points], [p.y.high for p in points]
             axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
-        theirs = [row for row in published if row["task"] == task and int(row["env_step"]) <= 100_000]
+        theirs = [row for row in published() if row["task"] == task and int(row["env_step"]) <= 100_000]
         x, y = [int(row["env_step"]) for row in theirs], [float(row["return"]) for row in theirs]
         axes.plot(x, y, "k--", marker="s", markersize=3, label="published")
         axes.set(title=task, xlabel="environment steps", ylim=(-20, 1020))

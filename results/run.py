@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +74,8 @@ class Runner:
         self.lock = threading.Lock()
         self.at_work: dict[str, threading.Lock] = {}
 
-    def run(self, work: Sequence[Work], done: Callable[[], None] = lambda: None) -> list[str]:
-        """Makes all of it; returns what went wrong, a line each. `done` is called after each piece."""
+    def run(self, work: Sequence[Work]) -> list[str]:
+        """Makes all of it; returns what went wrong, a line each."""
         failures: list[str] = []
         with (
             ThreadPoolExecutor(self.jobs) as pool,
@@ -88,7 +88,6 @@ class Runner:
                     if problem := future.result():
                         failures.append(f"{futures[future].name}: {problem}")
                         tqdm.write(failures[-1], file=sys.stderr)
-                    done()
             except KeyboardInterrupt:
                 self.stopping.set()
                 pool.shutdown(cancel_futures=True)

@@ -54,8 +54,8 @@ class Store:
         numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
         entry = {"run": name, **about, "command": command, "summary": numbers}
         metrics = read_metrics(folder.metrics)
-        rows = [_kept(row) for row in metrics if any(key.startswith(KEPT) for key in row)]
-        rows = [row for row in rows if "prune/event" in row or any(k.startswith("eval/") for k in row)]
+        shown = [row for row in metrics if "prune/event" in row or any(k.startswith("eval/") for k in row)]
+        rows = list(map(_kept, shown))
         self._write(self.folder / f"{task}.csv", name, rows)
         if scores:
             self._write(self.folder / f"{task}-importance.csv", name, list(map(_scores, _scored(metrics))))

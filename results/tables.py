@@ -43,12 +43,17 @@ def write(store: Store, readme: Path = README) -> None:
 
 def recorded(study: str, store: Store) -> list[Section]:
     """The recorded runs of a study, sorted into tasks and groups as `tdmpc-prune report` does."""
-    work = STUDIES[study].work()
-    names = dict.fromkeys(one.name for one in work if isinstance(one, Trial) and store.has(one.name))
+    names = recorded_names(study, store)
     if not names:
         return []
     with tempfile.TemporaryDirectory() as folder:
         return sections(read_runs(store.unpack(names, Path(folder))))
+
+
+def recorded_names(study: str, store: Store) -> list[str]:
+    """What is recorded of a study's trainings."""
+    trials = [one for one in STUDIES[study].work() if isinstance(one, Trial)]
+    return list(dict.fromkeys(one.name for one in trials if store.has(one.name)))
 
 
 def came_to(section: Section) -> list[GroupResult]:
@@ -175,12 +180,12 @@ def each_group(section: Section) -> list[Row]:
 
 def agent(parts: Sequence[Section]) -> str:
     """Dense agents beside the published ones, at the last step that both have."""
-    published = _published()
+    published_ones = published()
     rows = []
     for section in sorted(parts, key=lambda s: TASKS.index(s.task)):
         for result in came_to(section):
             step = max(run.env_step for run in result.group.counted)
-            theirs = [r for r in published if r["task"] == section.task and int(r["env_step"]) == step]
+            theirs = [r for r in published_ones if r["task"] == section.task and int(r["env_step"]) == step]
             said = [f"{float(r['return']):.0f} ± {float(r['return_std']):.0f}" for r in theirs]
             preset = result.group.settings.get("preset", "laptop")
             rows.append(
@@ -333,7 +338,8 @@ def _rho(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}".replace("0.", ".")
 
 
-def _published() -> list[dict[str, str]]:
+def published() -> list[dict[str, str]]:
+    """Returns of the public TD-MPC code over 5 seeds."""
     with PUBLISHED.open() as file:
         return list(csv.DictReader(file))
 

@@ -20,7 +20,7 @@ RIDGE = 1e-3
 """Added to the variances, as a share of their mean: inputs that hardly vary stand in for nobody."""
 
 BATCHES = 2
-"""Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring nothing."""
+"""Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
 
 Place = tuple[str, str]
 """Component and layer."""
