@@ -93,6 +93,8 @@ def name_of(config: Mapping[str, Any]) -> str:
     for key, value in own.items():
         if value == usual.get(key) or key in (*SAID, "seed") or key.split(".")[0] in OWN:
             continue
+        if key == "prune.ridge" and own["prune.compensation"] == "none":  # decides nothing
+            continue
         if key == "init_from":
             said.append(f"{key}={Path(value).name}")
         elif not (dense and key.startswith("prune.")):

@@ -39,6 +39,8 @@ FREE_ON_RESUME = (
 )
 EARLIER = {"prune.compensation": "none"}
 """What pruned runs did before there was a setting for it, where that is not the setting's default."""
+EARLIER_COMPENSATED = {"prune.ridge": 1e-3}
+"""The same of those that compensated already."""
 PARTIAL = ".partial"
 LOCK = "lock"
 """A file that is there while a run is at work, and after one that was killed."""
@@ -177,7 +179,10 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 def earlier(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a run under dotted names, with what it did before there were all of today's."""
-    return settings if settings.get("prune.criterion", "none") == "none" else EARLIER | settings
+    if settings.get("prune.criterion", "none") == "none":
+        return settings
+    settings = EARLIER | settings
+    return settings if settings["prune.compensation"] == "none" else EARLIER_COMPENSATED | settings
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from tdmpc_prune.pruning.groups import Group
 
-RIDGE = 1e-3
-"""Added to the variances, as a share of their mean: inputs that hardly vary stand in for nobody."""
-
 BATCHES = 2
 """Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
 
@@ -32,6 +29,8 @@ class Moments:
 
     mean: Tensor
     covariance: Tensor
+    ridge: float
+    """Added to the variances, as a share of their mean: inputs that hardly vary stand in for nobody."""
 
     def stand_in(self, lost: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs x[lost] [R] from the others: matrix [R, I], zero in the lost columns, and constant [R]."""
@@ -39,7 +38,7 @@ class Moments:
         stays[lost] = False
         kept = stays.nonzero().squeeze(1)
         within = self.covariance[kept][:, kept]
-        ridge = RIDGE * within.diagonal().mean() + torch.finfo(torch.float64).tiny
+        ridge = self.ridge * within.diagonal().mean() + torch.finfo(torch.float64).tiny
         across = self.covariance[kept][:, lost]
         eye = torch.eye(len(kept), dtype=within.dtype, device=within.device)
         matrix = self.covariance.new_zeros(len(lost), len(self.mean))
@@ -65,7 +64,7 @@ class _Seen:
         mean = x.mean(0)
         centred = x - mean
         step, total = mean.double() - self.mean, self.count + count
-        # Products of centred float32 numbers: a thousandth of a variance, the ridge, is far more than they err.
+        # Products of centred float32 numbers: the ridge is far more than they err.
         self.scatter += (centred.t() @ centred).double()
         self.scatter += torch.outer(step, step) * (self.count * count / total)
         self.mean += step * (count / total)
@@ -73,10 +72,15 @@ class _Seen:
 
 
 @torch.no_grad()
-def inputs_of(groups: Sequence[Group], forward: Callable[[], object]) -> dict[Place, Moments]:
+def inputs_of(groups: Sequence[Group], forward: Callable[[], object], ridge: float) -> dict[Place, Moments]:
     """Moments of the inputs of every layer that reads units, while `forward` runs the components on real data.
 
     A layer that is not reached, or reads what is not finite, is left out.
+
+    Args:
+        groups: whose readers are watched.
+        forward: runs them.
+        ridge: of the fit (see `Moments`); more than 0.
     """
     readers = {m.module: (m.component, m.layer) for g in groups for m in g.members if m.role == "in"}
     seen: dict[nn.Module, _Seen] = {}
@@ -94,7 +98,7 @@ def inputs_of(groups: Sequence[Group], forward: Callable[[], object]) -> dict[Pl
         for hook in hooks:
             hook.remove()
     return {
-        place: Moments(seen[module].mean, seen[module].scatter / seen[module].count)
+        place: Moments(seen[module].mean, seen[module].scatter / seen[module].count, ridge)
         for module, place in readers.items()
         if module in seen and bool(seen[module].scatter.isfinite().all())
     }

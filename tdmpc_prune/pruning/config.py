@@ -109,6 +109,9 @@ class PruneConfig:
     """uniform: the same share of every group; global: all groups ranked together; calibrated: by return."""
     compensation: Compensation = "linear"
     """linear: layers take over what removed units told them, as far as it follows from the others; or none."""
+    ridge: float = 0.1
+    """linear: how small the weights are kept that take over. Less keeps more of the outcome at a removal, and is
+    a worse place to learn on from."""
     schedule: Kind = "cosine"
     """Course of the sparsity between `start` and `end`."""
     start: float = 0.2
@@ -142,6 +145,8 @@ class PruneConfig:
             0 <= self.start < self.end <= 1,
             f"start is {self.start} and end {self.end}; choose shares of training, 0 <= start < end <= 1",
         )
+        # Moments are sums of float32 products: less would fit their rounding.
+        require(1e-4 <= self.ridge <= 1e4, f"ridge is {self.ridge}; choose 0.0001 to 10000, 0.1 for example")
         for name, least in (
             ("events", 1),
             ("eval_episodes", 0),

@@ -156,7 +156,8 @@ class Pruner:
 
         Nothing where the settings ask for no compensation.
         """
-        return inputs_of(self.groups, forward) if self.config.compensation == "linear" else {}
+        config = self.config
+        return inputs_of(self.groups, forward, config.ridge) if config.compensation == "linear" else {}
 
     def prune(self, step: int, inputs: Inputs | None = None) -> Event:
         """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`."""

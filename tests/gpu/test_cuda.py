@@ -229,7 +229,7 @@ def test_layers_take_over_what_they_do_on_a_cpu():
         tensors = {n: torch.tensor(v, dtype=torch.float32, device=device) for n, v in rows.items()}
         batch = dataclasses.replace(batch, **tensors)
         groups = find_groups(agent)
-        inputs = inputs_of(groups, partial(agent.run_on, batch))
+        inputs = inputs_of(groups, partial(agent.run_on, batch), 0.1)
         remove_units(agent, groups, {g.name: torch.arange(0, g.units, 3) for g in groups}, inputs)
         left[device] = {name: p.detach().cpu() for name, p in agent.model.named_parameters()}
     for name, value in left["cpu"].items():

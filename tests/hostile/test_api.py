@@ -50,6 +50,7 @@ MISTAKES = {
     "allocation": (lambda: PruneConfig(allocation="equal"), "allocation is 'equal'; choose uniform"),
     "schedule": (lambda: PruneConfig(schedule="cosin"), "schedule is 'cosin'; choose cosine"),
     "compensation": (lambda: PruneConfig(compensation="yes"), "compensation is 'yes'; choose linear, none"),
+    "ridge": (lambda: PruneConfig(ridge=math.nan), "ridge is nan; choose 0.0001 to 10000, 0.1 for example"),
     "sparsity": (lambda: PruneConfig(sparsity=math.nan), "sparsity is nan; choose"),
     "normalisation": (lambda: ImportanceConfig(normalisation="layer"), "normalisation is 'layer'; choose"),
     "progress": (lambda: tracker().advance(math.nan), "progress is nan; give"),

@@ -9,7 +9,6 @@ from test_groups import alone
 from test_surgery import SkipsInputs, fingerprint
 from torch import nn
 
-from tdmpc_prune.pruning import compensation
 from tdmpc_prune.pruning.compensation import Moments, inputs_of, lost_columns, taken_over
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.groups import TraceError, find_groups
@@ -17,17 +16,14 @@ from tdmpc_prune.pruning.pruner import Pruner
 from tdmpc_prune.pruning.surgery import remove_units
 
 LOST = torch.tensor([1, 4])
+RIDGE = 0.1
+PLAIN = 1e-9
+"""So small a ridge that it is plain least squares."""
 
 
 @pytest.fixture(autouse=True)
 def same_weights():
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def no_ridge(monkeypatch):
-    """Plain least squares."""
-    monkeypatch.setattr(compensation, "RIDGE", 1e-9)
 
 
 @pytest.fixture
@@ -38,9 +34,9 @@ def data() -> np.ndarray:
     return x + rng.normal(size=6)
 
 
-def moments_of(x: np.ndarray) -> Moments:
+def moments_of(x: np.ndarray, ridge: float = PLAIN) -> Moments:
     covariance = np.cov(x.T, bias=True)
-    return Moments(torch.tensor(x.mean(0)), torch.tensor(covariance))
+    return Moments(torch.tensor(x.mean(0)), torch.tensor(covariance), ridge)
 
 
 def test_moments_are_those_of_all_batches_together(data):
@@ -53,7 +49,7 @@ def test_moments_are_those_of_all_batches_together(data):
         for part in (x[:1], x[1:7].reshape(2, 3, 3), x[7:]):
             net(part)
 
-    found = inputs_of(find_groups(alone(net)), forward)
+    found = inputs_of(find_groups(alone(net)), forward, RIDGE)
     assert list(found) == [("net", "2")]
     read = data[:, :3] @ net[0].weight.detach().numpy().T + 100
     np.testing.assert_allclose(found["net", "2"].mean, read.mean(0), rtol=1e-5)
@@ -61,7 +57,7 @@ def test_moments_are_those_of_all_batches_together(data):
     assert not any(module._forward_pre_hooks for module in net)
 
 
-def test_the_stand_in_is_numpys_regression_with_a_constant(no_ridge, data):
+def test_the_stand_in_is_numpys_regression_with_a_constant(data):
     matrix, constant = moments_of(data).stand_in(LOST)
     kept = [0, 2, 3, 5]
     design = np.column_stack([data[:, kept], np.ones(len(data))])
@@ -71,11 +67,12 @@ def test_the_stand_in_is_numpys_regression_with_a_constant(no_ridge, data):
     assert (matrix[:, LOST] == 0).all()
 
 
-def test_the_ridge_is_a_thousandth_of_the_mean_variance(data):
-    matrix, _ = moments_of(data).stand_in(LOST)
+@pytest.mark.parametrize("ridge", [1e-3, 0.1])
+def test_the_ridge_is_a_share_of_the_mean_variance(data, ridge):
+    matrix, _ = moments_of(data, ridge).stand_in(LOST)
     kept = [0, 2, 3, 5]
     centred = data - data.mean(0)
-    extra = np.sqrt(1e-3 * centred[:, kept].var(0).mean() * len(data))
+    extra = np.sqrt(ridge * centred[:, kept].var(0).mean() * len(data))
     design = np.vstack([centred[:, kept], extra * np.eye(4)])
     wanted = np.vstack([centred[:, LOST.tolist()], np.zeros((4, 2))])
     np.testing.assert_allclose(matrix[:, kept], np.linalg.lstsq(design, wanted, rcond=None)[0].T, atol=1e-9)
@@ -83,7 +80,7 @@ def test_the_ridge_is_a_thousandth_of_the_mean_variance(data):
 
 def test_inputs_that_never_vary_go_into_the_bias():
     moments = Moments(
-        torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64)
+        torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64), RIDGE
     )
     layer = nn.Linear(3, 2)
     taken = taken_over(layer, torch.tensor([1]), moments)
@@ -91,7 +88,7 @@ def test_inputs_that_never_vary_go_into_the_bias():
     torch.testing.assert_close(taken["weight"], layer.weight)
 
 
-def test_no_other_weights_would_err_less(no_ridge, data):
+def test_no_other_weights_would_err_less(data):
     """The error of what is left is orthogonal to its inputs, and to a constant."""
     layer = nn.Linear(6, 3).double()
     taken = taken_over(layer, LOST, moments_of(data))
@@ -132,11 +129,11 @@ def outputs(model, batch):
         return z, rewards, model.act(z), model.values(z[:-1], batch.action)
 
 
-def test_latent_units_that_say_nothing_of_their_own_go_unnoticed(no_ridge, tdmpc, batch):
+def test_latent_units_that_say_nothing_of_their_own_go_unnoticed(tdmpc, batch):
     doubled(tdmpc.model)
     groups = find_groups(tdmpc)
     z, *others = outputs(tdmpc.model, batch)
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch))
+    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), PLAIN)
     plain = deepcopy(tdmpc)
     remove_units(plain, find_groups(plain), {"latent": LOST})
     remove_units(tdmpc, groups, {"latent": LOST}, inputs)
@@ -149,7 +146,7 @@ def test_latent_units_that_say_nothing_of_their_own_go_unnoticed(no_ridge, tdmpc
 
 def test_targets_follow_with_their_own_weights(tdmpc, batch):
     groups = find_groups(tdmpc)
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch))
+    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), RIDGE)
     removal = {"q1.0": torch.tensor([2, 9])}
     reader = tdmpc.target.components()["q1"][3]
     wanted = taken_over(reader, removal["q1.0"], inputs["q1", "3"])
@@ -165,7 +162,7 @@ def test_targets_follow_with_their_own_weights(tdmpc, batch):
 
 
 def test_optimisers_hold_the_new_biases_with_their_moments(tdmpc, batch):
-    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch))
+    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch), RIDGE)
     old = tdmpc.model.reward[4].bias  # an output's: it loses nothing
     moment = tdmpc.model_optimizer.state[old]["exp_avg"].clone()
     remove_units(tdmpc, find_groups(tdmpc), {"reward.2": torch.tensor([0])}, inputs)
@@ -182,7 +179,7 @@ def test_optimisers_hold_the_new_biases_with_their_moments(tdmpc, batch):
 
 
 def test_layers_that_lose_nothing_stay_as_they_are(tdmpc, batch):
-    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch))
+    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch), RIDGE)
     before = {name: p.clone() for name, p in tdmpc.model.named_parameters()}
     remove_units(tdmpc, find_groups(tdmpc), {"policy.0": torch.tensor([3])}, inputs)
     changed = {
@@ -198,7 +195,7 @@ def test_everything_at_once_on_a_network_that_has_learned_is_nearer_to_what_it_w
     groups = find_groups(tdmpc)
     removal = {g.name: torch.arange(0, g.units // 3) for g in groups}
     before = outputs(tdmpc.model, batch)[1:]
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch))
+    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), RIDGE)
     plain = deepcopy(tdmpc)
     remove_units(plain, find_groups(plain), removal)
     remove_units(tdmpc, groups, removal, inputs)
@@ -214,9 +211,9 @@ def test_everything_at_once_on_a_network_that_has_learned_is_nearer_to_what_it_w
 
 def test_layers_that_are_not_reached_or_read_nan_are_left_out(tdmpc, batch):
     groups = find_groups(tdmpc)
-    found = inputs_of(groups, lambda: tdmpc.model.encode(batch.obs))
+    found = inputs_of(groups, lambda: tdmpc.model.encode(batch.obs), RIDGE)
     assert list(found) == [("encoder", "2")]
-    assert inputs_of(groups, lambda: tdmpc.model.encode(batch.obs * torch.nan)) == {}
+    assert inputs_of(groups, lambda: tdmpc.model.encode(batch.obs * torch.nan), RIDGE) == {}
     remove_units(tdmpc, groups, {"reward.0": torch.tensor([0])}, found)  # as if there were none
 
 
@@ -233,7 +230,7 @@ def test_lost_columns_are_where_the_units_stand(tdmpc):
 def test_a_removal_that_is_undone_leaves_no_trace_of_it():
     agent = alone(SkipsInputs())
     groups = find_groups(agent)
-    inputs = inputs_of(groups, lambda: agent.nets["net"](torch.randn(20, 3)))
+    inputs = inputs_of(groups, lambda: agent.nets["net"](torch.randn(20, 3)), RIDGE)
     assert inputs
     before = fingerprint(agent)
     with pytest.raises(TraceError, match="must match the size"):

@@ -43,8 +43,15 @@ def test_settings_that_an_older_version_did_not_know_had_their_default():
     config = to_json(trial("cartpole-swingup", "--seed", 2).config)
     del config["envs"], config["prune"]["events"]
     assert name_of(config) == "cartpole-swingup taylor uniform 0.8 seed=2"
-    del config["prune"]["compensation"]  # but not that one: they only cut
+    del config["prune"]["ridge"]  # but not that one
+    assert name_of(config) == "cartpole-swingup taylor uniform 0.8 prune.ridge=0.001 seed=2"
+    del config["prune"]["compensation"]  # and not that one: they only cut
     assert name_of(config) == "cartpole-swingup taylor uniform 0.8 prune.compensation=none seed=2"
+
+
+def test_a_ridge_that_nothing_is_fitted_with_makes_no_other_trial():
+    words = ("cartpole-swingup", "--prune.compensation", "none")
+    assert trial(*words, "--prune.ridge", 1).name == trial(*words).name
 
 
 @pytest.mark.parametrize("study", STUDIES)

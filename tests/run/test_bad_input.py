@@ -254,6 +254,7 @@ SLIPS = {
     "allocation": ([*TASK, "--prune.allocation", "equal"], "uniform"),
     "schedule": ([*TASK, "--prune.schedule", "cosin"], "cosine"),
     "compensation": ([*TASK, "--prune.compensation", "linaer"], "linear"),
+    "ridge": ([*TASK, "--prune.ridge", "0"], "ridge is 0.0; choose 0.0001 to 10000"),
     "normalisation": ([*TASK, "--prune.importance.normalisation", "layer"], "component"),
     "wandb mode": ([*TASK, "--wandb.mode", "of"], "offline"),
     "prune setting": ([*TASK, "--prune.sparcity", "0.5"], "--prune.sparsity"),

@@ -256,3 +256,20 @@ def test_pruned_runs_of_before_there_was_compensation_go_on_without_it(folder):
             stored.check(replace(now, prune=replace(now.prune, compensation="none")))
         else:
             stored.check(now)
+
+
+def test_compensated_runs_of_before_the_ridge_could_be_set_go_on_with_theirs(folder):
+    stored = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    for compensation in ("linear", "none"):
+        prune = PruneConfig(compensation=compensation)
+        now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=prune)
+        about = {"config": to_json(now)}
+        del about["config"]["prune"]["ridge"]
+        write_json(stored.config, about)
+        if compensation == "linear":
+            with pytest.raises(UserError, match=r"prune.ridge \(stored 0.001, now 0.1\)"):
+                stored.check(now)
+            stored.check(replace(now, prune=replace(prune, ridge=1e-3)))
+        else:
+            stored.check(now)
