@@ -32,7 +32,7 @@ HEADLINE = (
     "dense",
     "taylor uniform 0.95",
     "taylor uniform 0.95 prune.compensation=none",
-    "taylor uniform 0.98 prune.schedule=geometric",
+    "taylor uniform 0.98",
 )
 """The project's own first picture: dense agents, and what compensation does."""
 

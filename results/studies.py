@@ -76,17 +76,31 @@ def agent() -> Iterator[Work]:
             yield dense(task, seed, "--preset", "paper", "--steps", 60_000)
 
 
+ROUNDS = (
+    # task, sparsities, compensation, seeds: what tells criteria apart first
+    (CARTPOLE, (0.95, 0.98), "linear", SEEDS[:3]),
+    (CARTPOLE, (0.95, 0.98), "none", SEEDS[:3]),
+    (WALKER, (0.9, 0.95), "linear", SEEDS[:1]),
+    (CARTPOLE, (0.8, 0.9), "linear", SEEDS[:3]),
+    (WALKER, (0.9, 0.95), "linear", SEEDS[1:3]),
+    (CARTPOLE, (0.8, 0.9, 0.95, 0.98), "linear", SEEDS[3:]),
+    (CARTPOLE, (0.95, 0.98), "none", SEEDS[3:]),
+    (WALKER, (0.8,), "linear", SEEDS[:3]),
+)
+
+
 def criteria() -> Iterator[Work]:
-    """sweeps/criteria.yaml and criteria-walker-walk.yaml, seed by seed, with both controls."""
-    for sweep, seeds in ((CARTPOLE, SEEDS), (WALKER, SEEDS[:3])):
-        grid = of_sweep("criteria" if sweep == CARTPOLE else f"criteria-{sweep}")
+    """sweeps/criteria.yaml and criteria-walker-walk.yaml but for their least telling parts, with both controls."""
+    grids = {CARTPOLE: of_sweep("criteria"), WALKER: of_sweep(f"criteria-{WALKER}")}
+    for task, sparsities, compensation, seeds in ROUNDS:
         for seed in seeds:
-            yield dense(sweep, seed)
-            for sparsity in sorted({one.config.prune.sparsity for one in grid}):
-                yield from (
-                    one for one in grid if (one.config.seed, one.config.prune.sparsity) == (seed, sparsity)
-                )
-                yield small(sweep, sparsity, seed)
+            yield dense(task, seed)
+            for one in grids[task]:
+                prune = one.config.prune
+                asked = prune.sparsity in sparsities and prune.compensation == compensation
+                if asked and one.config.seed == seed:
+                    yield one
+            yield from (small(task, sparsity, seed) for sparsity in sparsities)
 
 
 WHOLE = ("--prune.schedule", "one-shot", "--prune.start", 0.98, "--prune.end", 1)
@@ -109,17 +123,17 @@ def validity() -> Iterator[Work]:
 
 
 def removals() -> Iterator[Work]:
-    """The same 40,000 steps, with removals all at once early or late, bit by bit, or after training; also cut only.
+    """The same 40,000 steps, with removals bit by bit, all at once early or late, or after training; also cut only.
 
-    Bit by bit on two schedules, and on the one that is harder to see also at other sparsities.
+    Bit by bit on two schedules, on the default one also at other sparsities, and with as small a ridge as fits best.
     """
     courses = (
         (),
-        ("--prune.schedule", "geometric"),
+        ("--prune.schedule", "cosine"),
         ("--prune.schedule", "one-shot"),
         ("--prune.schedule", "one-shot", "--prune.start", 0.8, "--prune.end", 1),
     )
-    for seed in SEEDS:
+    for seed in SEEDS[:3]:
         yield dense(CARTPOLE, seed)
         half = dense(CARTPOLE, seed, "--steps", 20_000)
         for kind in ("linear", "none"):
@@ -129,10 +143,12 @@ def removals() -> Iterator[Work]:
             line = (CARTPOLE, "--seed", seed, "--steps", 20_000, "--prune.sparsity", 0.9)
             yield trial(*line, *compensated, after=half)
         for sparsity in (0.8, 0.95, 0.98):
-            yield pruned(CARTPOLE, seed, sparsity, "--prune.schedule", "geometric")
+            yield pruned(CARTPOLE, seed, sparsity)
+        for sparsity in (0.9, 0.95, 0.98):
+            yield pruned(CARTPOLE, seed, sparsity, "--prune.ridge", 0.001)
     for seed in SEEDS[:3]:
         yield dense(WALKER, seed)
-        for more in ((), ("--prune.schedule", "geometric"), ("--prune.compensation", "none")):
+        for more in ((), ("--prune.schedule", "cosine"), ("--prune.compensation", "none")):
             yield pruned(WALKER, seed, 0.9, *more)
 
 

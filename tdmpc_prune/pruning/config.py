@@ -112,7 +112,7 @@ class PruneConfig:
     ridge: float = 0.1
     """linear: how small the weights are kept that take over. Less keeps more of the outcome at a removal, and is
     a worse place to learn on from."""
-    schedule: Kind = "cosine"
+    schedule: Kind = "geometric"
     """Course of the sparsity between `start` and `end`."""
     start: float = 0.2
     """Share of training after which removals begin."""

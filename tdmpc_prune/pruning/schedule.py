@@ -20,7 +20,7 @@ class Schedule:
         ValueError: a field is out of range; the message says what to choose.
     """
 
-    kind: Kind = "cosine"
+    kind: Kind = "geometric"
     """cosine: slow, fast, slow; cubic: fast first (Zhu & Gupta 2017); linear; geometric: the same share of what is
     left at each event (Frankle & Carbin 2019); one-shot: all at `start`."""
     start: int

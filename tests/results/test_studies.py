@@ -6,7 +6,7 @@ import pytest
 
 from results.run import missing
 from results.store import Store
-from results.studies import SMALL, STUDIES, dense, pruned, small
+from results.studies import CRITERIA, SMALL, STUDIES, dense, pruned, small
 from results.trials import Trial, name_of, trial
 from tdmpc_prune.run_folder import to_json
 
@@ -63,10 +63,22 @@ def test_every_trial_is_accepted_and_has_a_folder_of_its_own(study):
     assert work
 
 
-def test_the_seeds_come_first():
-    seeds = [one.config.seed for one in STUDIES["criteria"].work() if one.config.task == "cartpole-swingup"]
-    assert seeds == sorted(seeds)
-    assert set(seeds) == {1, 2, 3, 4, 5}
+@pytest.mark.parametrize(
+    ("task", "sparsities", "compensation", "seeds"),
+    [
+        ("cartpole-swingup", {0.8, 0.9, 0.95, 0.98}, "linear", [1, 2, 3, 4, 5]),
+        ("cartpole-swingup", {0.95, 0.98}, "none", [1, 2, 3, 4, 5]),
+        ("walker-walk", {0.8, 0.9, 0.95}, "linear", [1, 2, 3]),
+    ],
+)
+def test_all_criteria_at_each_seed_and_the_seeds_in_order(task, sparsities, compensation, seeds):
+    found = {}
+    for one in STUDIES["criteria"].work():
+        prune = one.config.prune
+        if (one.config.task, prune.compensation) == (task, compensation) and prune.enabled:
+            found.setdefault((prune.sparsity, prune.criterion), []).append(one.config.seed)
+    assert found.keys() == set(itertools.product(sparsities, CRITERIA))
+    assert all(made == seeds for made in found.values())
 
 
 def parameters(observation: int, action: int, latent: int, hidden: int) -> int:
