@@ -42,8 +42,14 @@ class Measurement:
         """Its result: command, commit, machine, and the JSON object that the verb printed."""
         return MEASURED / f"{self.name}.json"
 
+    @property
+    def current(self) -> bool:
+        """Whether it was measured, and on runs of today's settings: a default may have changed since."""
+        names = [trial.name for trial in self.trials]
+        return self.file.exists() and json.loads(self.file.read_text())["trainings"] == names
+
     def result(self) -> dict[str, Any] | None:
-        """What the verb printed; None before it was measured."""
+        """What the verb printed when it was last measured; None before it was."""
         return json.loads(self.file.read_text())["result"] if self.file.exists() else None
 
 
@@ -55,7 +61,7 @@ def missing(work: Sequence[Work], store: Store | None) -> list[Work]:
     todo: dict[str, Work] = {}
     for one in work:
         if isinstance(one, Measurement):
-            if store is None or not one.file.exists():
+            if store is None or not one.current:
                 todo[one.name] = one
         elif store is None or not store.has(one.name, scores=one.scores):
             todo[one.name] = one if one.scores else todo.get(one.name, one)

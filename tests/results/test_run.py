@@ -1,6 +1,7 @@
 """Making what is missing: trained in its own folder, recorded at once, told what failed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from small_runs import TINY
@@ -34,6 +35,8 @@ def test_trained_measured_and_not_made_again(store):
     assert record["trainings"] == [first.name]
     assert "tdmpc_prune evaluate --episodes 1" in record["command"]
     assert missing(work, store) == []
+    other = replace(look, trials=(after,))  # as if a default had changed
+    assert missing([other], store) == [other]
 
 
 def test_what_fails_is_told_and_stops_nothing(store, tmp_path):
