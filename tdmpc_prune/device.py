@@ -14,9 +14,8 @@ from tdmpc_prune.errors import UserError
 MOST_THREADS = 4
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's mallopt."""
-KEPT = 32 * 2**20
-"""Bytes: the largest threshold that it takes."""
+KEPT = {M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 256 * 2**20}
+"""Bytes, by glibc's option: a block that is kept (it takes no larger threshold), and all that are kept."""
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -59,9 +58,9 @@ def set_threads(threads: int) -> None:
 def _keep_memory() -> None:
     """Has the C library keep freed blocks for what comes next.
 
-    By default glibc gives large ones back to the system and gets them anew, page by page: a tenth of an update of
-    the laptop's sizes.
+    By default glibc gives large ones back to the system and gets them anew, page by page: a tenth of an update, at
+    the laptop's sizes and at the paper's.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-            ctypes.CDLL(None).mallopt(option, KEPT)
+        for option, most in KEPT.items():
+            ctypes.CDLL(None).mallopt(option, most)
