@@ -81,7 +81,8 @@ def _agent(store: Store) -> None:
             axes.fill_between(steps, low, high, color=f"C{number}", alpha=0.2, linewidth=0)
         theirs = [row for row in published() if row["task"] == task and int(row["env_step"]) <= 100_000]
         x, y = [int(row["env_step"]) for row in theirs], [float(row["return"]) for row in theirs]
-        axes.plot(x, y, "k--", marker="s", markersize=3, label="published")
+        if theirs:
+            axes.plot(x, y, "k--", marker="s", markersize=3, label="published")
         axes.set(title=task, xlabel="environment steps", ylim=(-20, 1020))
         axes.legend(frameon=False, fontsize=7, loc="lower right")
     figure.savefig(FIGURES / "agent.png", dpi=110)
