@@ -58,8 +58,8 @@ def set_threads(threads: int) -> None:
 def _keep_memory() -> None:
     """Has the C library keep freed blocks for what comes next.
 
-    By default glibc gives large ones back to the system and gets them anew, page by page: a tenth of an update, at
-    the laptop's sizes and at the paper's.
+    By default glibc gives large ones back to the system and gets them anew, page by page: a tenth of an update at
+    the laptop's sizes, and as much at the paper's.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         for option, most in KEPT.items():

@@ -277,9 +277,8 @@ def test_who_lags_behind_is_stopped_after_the_pruning(tmp_path):
         assert max(row["env_step"] for row in rows if "prune/event" in row) < rows[-1]["env_step"]
         behind = bool(seen) and returns[first - 1] < np.percentile(list(seen.values()), 50)
         seen[number] = returns[first - 1]
-        if (
-            behind
-        ):  # at the first evaluation that counts; how far it came until it heard of it hangs on the clock
+        if behind:
+            # At the first evaluation that counts; how far it came until it heard of it hangs on the clock.
             assert trials[number]["status"] == "stopped"
             assert len(trials[number]["history"]) == first
     assert trials[1]["status"] == "finished"
