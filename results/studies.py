@@ -178,6 +178,19 @@ def stability() -> Iterator[Work]:
             yield Measurement(f"stability-{controller}-{task}-s{seed}", verb, ladder)
 
 
+def robustness() -> Iterator[Work]:
+    """Controllers of several sparsities, and one as small from the beginning, in worlds other than in training."""
+    for seed in SEEDS[:3]:
+        ladder = (
+            dense(CARTPOLE, seed),
+            *(pruned(CARTPOLE, seed, sparsity) for sparsity in (0.8, 0.9, 0.98)),
+            small(CARTPOLE, 0.98, seed),
+        )
+        yield from ladder
+        verb = ("evaluate", "--controller", "planner", "--plans", "0", "--perturb", "standard")
+        yield Measurement(f"robustness-{CARTPOLE}-s{seed}", verb, ladder)
+
+
 def deadline() -> Iterator[Work]:
     """Milliseconds of a control step, at the paper's sizes: to be measured with nothing else at work."""
     for task in (CARTPOLE, WALKER):
@@ -202,6 +215,7 @@ STUDIES = {
     "allocation": Study("Which group can spare what?", allocation),
     "deadline": Study("Does it meet its deadline?", deadline),
     "stability": Study("Is it stable?", stability),
+    "robustness": Study("Is it as robust?", robustness),
     "autoencoder": Study("Does it work on an autoencoder?", autoencoder),
 }
 """By the name that `make results` takes."""

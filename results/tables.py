@@ -5,14 +5,12 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
-from tabulate import tabulate
-
-from results.run import Measurement
+from results.markdown import NOTHING, Row, cell, markdown
+from results.measurements import MEASURED_TABLES, damage
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
@@ -25,8 +23,6 @@ from tdmpc_prune.analysis.statistics import Estimate
 
 README = Path(__file__).parent / "README.md"
 PUBLISHED = Path(__file__).parent / "published_tdmpc.csv"
-NOTHING = "-"
-Row = dict[str, str]
 
 
 def write(store: Store, readme: Path = README) -> None:
@@ -62,24 +58,6 @@ def came_to(section: Section) -> list[GroupResult]:
 
 
 # Parts of tables
-
-
-def markdown(rows: Sequence[Row]) -> str:
-    """Rows as a table."""
-    if not rows:
-        return "Nothing is recorded yet."
-    align = ["left"] + ["right"] * (len(rows[0]) - 1)
-    return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
-
-
-def cell(found: Estimate | None, digits: int = 0, seeds: int | None = None) -> str:
-    """An interquartile mean with its interval, and how many seeds it is of."""
-    if found is None:
-        return NOTHING
-    text = f"{found.value:.{digits}f}"
-    if seeds != 1:
-        text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return text if seeds is None else f"{text} ({seeds})"
 
 
 def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], digits: int = 0) -> list[Row]:
@@ -235,109 +213,6 @@ def _thousandths(result: GroupResult) -> Estimate | None:
     return e and Estimate(1e3 * e.value, 1e3 * e.low, 1e3 * e.high)
 
 
-def validity() -> str:
-    """Rank correlation of scores and measured loss damage: mean within groups, and of each component at a moment."""
-    return "\n\n".join(filter(None, [_over_time(), *map(_by_component, _measurements("validity"))]))
-
-
-def _by_component(one: Measurement) -> str:
-    """The last moment at which nothing was removed yet, component by component."""
-    moments = (one.result() or {"moments": []})["moments"]
-    whole = [m for m in moments if m["units"] == moments[0]["units"]]
-    if not whole or not one.name.startswith("validity-whole"):
-        return ""
-    found = whole[-1]["damage"]["loss"]
-    rows = [
-        {
-            "": name,
-            "all": _with_interval(found[name]["overall"]),
-            **{part: _rho(value["rho"]) for part, value in found[name]["components"].items()},
-        }
-        for name in CRITERIA
-    ]
-    task = one.name.removeprefix("validity-whole-")
-    return f"{task}, step {whole[-1]['env_step']:,}, nothing removed yet:\n\n{markdown(rows)}"
-
-
-def _with_interval(found: dict[str, float | None]) -> str:
-    return f"{_rho(found['rho'])} [{_rho(found['low'])}, {_rho(found['high'])}]"
-
-
-def _over_time() -> str:
-    rows = []
-    for one in _measurements("validity"):
-        for moment in (one.result() or {"moments": []})["moments"]:
-            by_criterion = moment["damage"]["loss"]
-            rows.append(
-                {
-                    "run": one.name.removeprefix("validity-"),
-                    "step": f"{moment['env_step']:,}",
-                    "units": f"{moment['units']:,}",
-                    **{name: _rho(by_criterion[name]["overall"]["rho"]) for name in CRITERIA},
-                }
-            )
-    return markdown(rows)
-
-
-def stability() -> str:
-    """Violations and boundaries, over the seeds there are."""
-    found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    boundaries: dict[tuple[str, str], list[float]] = {}
-    for one in _measurements("stability"):
-        if result := one.result():
-            key = (result["task"], result["controller"])
-            boundaries.setdefault(key, []).append(result["boundary"] or 0.0)
-            for run in result["runs"]:
-                found.setdefault((*key, percent(round(run["sparsity"], 2))), []).append(run)
-    rows = [
-        {
-            "task": task,
-            "controller": controller,
-            "sparsity": sparsity,
-            "seeds": str(len(runs)),
-            "violations": _percents([run["violation_rate"] for run in runs]),
-            "starts that leave": _percents([run["left"] for run in runs]),
-            "boundary": _percents(boundaries[task, controller]) if sparsity == "0%" else "",
-        }
-        for (task, controller, sparsity), runs in found.items()
-    ]
-    return markdown(rows)
-
-
-def deadline() -> str:
-    """Milliseconds of a plan by what is left, and whether the task gives as many."""
-    text = []
-    for one in _measurements("deadline"):
-        if result := one.result():
-            rows = [
-                {
-                    "removed": row["asked for"],
-                    "multiples of": str(row["multiples of"]),
-                    "parameters": f"{row['parameters']:,}",
-                    "plan, ms": f"{row['plan ms']:.1f}",
-                    "p99": f"{row['p99']:.1f}",
-                    "in time": "yes" if row["in time"] else "no",
-                    "quicker": row["plan quicker"],
-                    "arithmetic": row["plan arithmetic"],
-                }
-                for row in result["rows"]
-            ]
-            text.append(f"{result['measured on']}:\n\n{markdown(rows)}")
-    return "\n\n".join(text) or markdown([])
-
-
-def _percents(values: Iterable[float]) -> str:
-    return ", ".join(f"{100 * value:.0f}%" for value in values)
-
-
-def _measurements(study: str) -> list[Measurement]:
-    return [one for one in STUDIES[study].work() if isinstance(one, Measurement)]
-
-
-def _rho(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}".replace("0.", ".")
-
-
 def published() -> list[dict[str, str]]:
     """Returns of the public TD-MPC code over 5 seeds."""
     with PUBLISHED.open() as file:
@@ -346,22 +221,7 @@ def published() -> list[dict[str, str]]:
 
 def allocation(parts: Sequence[Section]) -> str:
     """What each allocation came to, and what each group's units are worth to the loss and to the return."""
-    text = [listed(parts)]
-    for one in _measurements("allocation"):
-        if result := one.result():
-            moment = result["moments"][-1]
-            damage = moment["mean_damage"]
-            rows = [
-                {
-                    "group": name,
-                    "loss, of a unit": f"{value:.3g}",
-                    "return, of a random half": f"{damage['return'][name]:.0f}",
-                }
-                for name, value in damage["loss"].items()
-            ]
-            title = f"Mean damage at step {moment['env_step']:,}, undisturbed return {moment['return']:.0f}"
-            text.append(f"{title}:\n\n{markdown(rows)}")
-    return "\n\n".join(text)
+    return "\n\n".join([listed(parts), *damage()])
 
 
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
@@ -370,9 +230,4 @@ TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "removals": listed,
     "allocation": allocation,
     "autoencoder": autoencoder,
-}
-MEASURED_TABLES: dict[str, Callable[[], str]] = {
-    "validity": validity,
-    "deadline": deadline,
-    "stability": stability,
 }

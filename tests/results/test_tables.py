@@ -7,8 +7,10 @@ import shutil
 import pytest
 
 from results import run, tables
+from results.markdown import cell
+from results.measurements import robustness
 from results.store import HERE, Store
-from results.tables import README, cell, each_group, matrix, write
+from results.tables import README, each_group, matrix, write
 from tdmpc_prune.analysis.report.groups import sections
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.statistics import Estimate
@@ -116,3 +118,29 @@ def test_every_figure_of_the_readmes_is_there():
         figures = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
         assert figures
         assert all((readme.parent / figure).is_file() for figure in figures)
+
+
+def test_returns_in_other_worlds_over_seeds(tmp_path, monkeypatch):
+    def evaluated(sparsity, parameters, home, away):
+        under = {"delay=1": {"return": away} if away is not None else None}
+        return {"sparsity": sparsity, "parameters": parameters, "return": home, "perturbed": under}
+
+    monkeypatch.setattr(run, "MEASURED", tmp_path)
+    for seed, delayed in ((1, 400.0), (2, 450.0), (3, None)):
+        runs = [
+            evaluated(0.0, 90, 800.0, delayed),
+            evaluated(0.7996, 20, 500.0, 100.0),
+            evaluated(0.0, 20, 9.0, 9.0),
+        ]
+        found = {"trainings": [], "result": {"runs": runs}}
+        (tmp_path / f"robustness-cartpole-swingup-s{seed}.json").write_text(json.dumps(found))
+    header, _, home, late = robustness().splitlines()
+    assert [c.strip() for c in header.strip("|").split("|")] == ["", "dense", "80%", "dense, small"]
+    assert [c.strip() for c in home.strip("|").split("|")][1] == "800 [800, 800] (3)"
+    # One simulation broke down: two seeds are left, and half of 800 and nine sixteenths of it.
+    assert [c.strip() for c in late.strip("|").split("|")] == [
+        "delay=1",
+        "425 [400, 450] (2) 53%",
+        "100 [100, 100] (3) 20%",
+        "9 [9, 9] (3) 100%",
+    ]
