@@ -17,6 +17,9 @@ from envs.wrappers import Env, Wrapper
 with without_gl():
     import mujoco
 
+NOISE = 1
+"""Sets the stream of observation noise apart from the simulator's of the same seed."""
+
 
 def perturb(env: Env, perturbation: Perturbation) -> Env:
     """The environment of `make_env` under a perturbation; its physics are changed in place, for good."""
@@ -82,7 +85,7 @@ class ObservationNoise(Wrapper, RecordConstructorArgs):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            self._rng = np.random.default_rng(seed)
+            self._rng = np.random.default_rng((seed, NOISE))  # not the numbers that the episode begins with
         obs, info = self.env.reset(seed=seed, options=options)
         return self._noisy(obs), info
 

@@ -7,17 +7,17 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean
 
 from results.markdown import NOTHING, Row, cell, markdown
 from results.measurements import MEASURED_TABLES, damage
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
+from tdmpc_prune.analysis.dip import course, mean_between, window
 from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent, sections
 from tdmpc_prune.analysis.report.numbers import estimate, fall
 from tdmpc_prune.analysis.report.results import GroupResult, results
-from tdmpc_prune.analysis.report.runs import ReportRun, read_runs
+from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.timing import Timings
 from tdmpc_prune.analysis.statistics import Estimate
 
@@ -109,18 +109,17 @@ def called(group: RunGroup, section: Section) -> str:
 
 
 def window_share(result: GroupResult, section: Section) -> Estimate | None:
-    """The mean return of the pruning window over the dense runs' in the same window, seed by seed."""
+    """The mean return while units are removed over the dense runs' at the same time, seed by seed."""
     reference = section.reference(result.group)
-    if reference is None or result.group.dense:
-        return None
+    if reference is None or result.group.dense or result.group.settings.get("init_from"):
+        return None  # what goes on from another run counts its steps anew
     dense = {run.seed: run for run in reference.runs}
     shares = []
     for run in result.group.counted:
         if run.seed in dense and run.removals:
-            ends = run.removals[0]["env_step"], run.removals[-1]["env_step"]
-            own, other = (between(one, *ends) for one in (run, dense[run.seed]))
+            own, other = (mean_between(course(one.rows), *window(run.rows)) for one in (run, dense[run.seed]))
             if own and other:
-                shares.append(100 * mean(own) / mean(other))
+                shares.append(100 * own / other)
     return estimate(shares)
 
 
@@ -128,11 +127,6 @@ def largest_fall(result: GroupResult, section: Section) -> Estimate | None:
     """The most that the return fell at a removal, from right before to right after, over seeds."""
     falls = [fall(run, section, result.dense) for run in result.group.counted]
     return estimate([found.get("largest_drop") for found in falls])
-
-
-def between(run: ReportRun, first: float, last: float) -> list[float]:
-    """Outcomes of the evaluations from one step to another."""
-    return [row[f"eval/{run.outcome}"] for row in run.evaluations if first <= row["env_step"] <= last]
 
 
 def each_group(section: Section) -> list[Row]:
@@ -184,7 +178,7 @@ def criteria(parts: Sequence[Section]) -> str:
     for section in parts:
         for title, value in (
             ("return in the end", lambda r: r.end),
-            ("mean return in the pruning window", lambda r: r.window),
+            ("mean return while units are removed", lambda r: r.window),
             ("lowest return right after a removal", lambda r: r.worst),
             ("largest fall of the return at a removal", lambda r, s=section: largest_fall(r, s)),
         ):

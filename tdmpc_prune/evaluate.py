@@ -116,14 +116,18 @@ class Evaluator:
         *,
         controller: Controller = "planner",
         episodes: int | None = None,
+        skip: int = 0,
         check: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Runs all episodes, or the first few; `check` is called at every step and may raise to end the evaluation."""
+        """Runs all episodes, or so many, after the first `skip`, which others are judged by.
+
+        `check` is called at every step and may raise to end the evaluation.
+        """
         returns: list[float] = []
         lengths: list[int] = []
-        episodes = min(episodes or self.episodes, self.episodes)
-        for first in range(0, episodes, len(self.envs)):
-            count = min(len(self.envs), episodes - first)
+        end = skip + (episodes or self.episodes)
+        for first in range(skip, end, len(self.envs)):
+            count = min(len(self.envs), end - first)
             act = act_with(agent, agent_step, controller, self._seeds(first, count))
             chunk = self._episodes(act, first, count, check)
             returns += chunk[0]

@@ -202,15 +202,17 @@ class Training(Run):
         copy = self.agent.copy_for_acting()
         if removal:
             remove_units(copy, find_groups(copy), removal, inputs)
-        return self._return(copy, self.config.prune.calibration_episodes, check)
+        # By other episodes than those that judge it.
+        return self._return(copy, self.config.prune.calibration_episodes, check, skip=self.evaluator.episodes)
 
     def _run_on_data(self) -> None:
         own = torch.Generator(self.device).manual_seed(self.progress.env_step)
         for _ in range(BATCHES):
             self.agent.run_on(self.replay.sample(self.config.agent.batch_size, own))
 
-    def _return(self, agent: TDMPC, episodes: int, check: Check) -> float:
-        return self.evaluator.run(agent, self.progress.agent_step, episodes=episodes, check=check).mean
+    def _return(self, agent: TDMPC, episodes: int, check: Check, skip: int = 0) -> float:
+        agent_step = self.progress.agent_step
+        return self.evaluator.run(agent, agent_step, episodes=episodes, skip=skip, check=check).mean
 
     # Rows of metrics
 

@@ -190,11 +190,18 @@ def test_an_error_is_the_better_the_lower(tmp_path):
     assert [result.end.value for result in found] == [0.02, 0.04, 0.08]
     assert found[1].share == pytest.approx(2)
     assert found[1].worst.value == pytest.approx(0.2)  # right after the first removal
-    assert found[1].window.value == pytest.approx(0.1)
+    # From step 800: 0.2 to 0.1 in 200 steps, 0.1 for 800, and 0.08 to 0.04 in the 200 until the end.
+    assert found[1].window.value == pytest.approx((200 * 0.15 + 800 * 0.1 + 200 * 0.06) / 1200)
     assert found[1].recovery is None
     said = findings(section, found, NO_TIMES, {})
     assert said[2].startswith("The best pruned group, taylor uniform 80%, ends at 0.04, 2 times the unpruned")
     assert said[3] == "The highest error right after a removal: 0.2 (taylor uniform 80%)."
+
+
+def test_no_share_of_a_negative_return(tmp_path):
+    write_run(tmp_path / "a", (-9.0, -8.0, -10.0), task="Reacher-v5")
+    write_run(tmp_path / "b", (-9.0, -8.0, -5.0), task="Reacher-v5", criterion="none")
+    assert [result.share for result in results(only_section(tmp_path), NO_TIMES)] == [None, None]
 
 
 # Milliseconds

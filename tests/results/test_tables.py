@@ -79,8 +79,9 @@ def test_rows_of_groups(section):
     pruned = rows["taylor uniform compensated 90%"]
     assert pruned["end"] == "802 [801, 802]"
     assert pruned["of dense"] == "80%"
-    assert pruned["window"] == "300 [300, 300]"  # the mean of 400, 200, 300
-    assert pruned["of dense, %"] == "60 [60, 60]"  # of 500
+    # Steps 1,000 to 4,000: from 90 to 200, to 300, and from 60 to 801 or 802; dense 500, 500, and to 1,000.
+    assert pruned["window"] == "275 [275, 275]"
+    assert pruned["of dense, %"] == "47 [47, 47]"
     assert pruned["lowest"] == "60 [60, 60]"
     assert pruned["largest fall"] == "410 [410, 410]"  # 500 to 90, and 300 to 60
     assert rows["dense"]["of dense"] == "-"

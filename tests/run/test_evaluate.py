@@ -309,6 +309,10 @@ def test_every_simulator_gets_its_own_actions(monkeypatch):
     assert result.lengths == [(100 + i) % 7 + 1 for i in range(20)]
     assert result.returns == [length * (110 + i) for i, length in enumerate(result.lengths)]
     assert len(calls) == max(result.lengths[:16]) + max(result.lengths[16:])
+    # As many as are asked for, and others than those, with the environments there are.
+    others = evaluator.run(Echo(), 0, controller="policy", episodes=22, skip=20)
+    assert others.lengths == [(120 + i) % 7 + 1 for i in range(22)]
+    assert others.returns == [length * (130 + i) for i, length in enumerate(others.lengths)]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tdmpc_prune.checkpoint import load_agent
 from tdmpc_prune.cli import main
 from tdmpc_prune.device import choose_device
 from tdmpc_prune.errors import Interrupted
+from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.pruner import LOGGED_CRITERIA, Pruner
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
@@ -108,6 +109,27 @@ def test_the_runs_are_worth_comparing(name, whole):
     if "bayesian" in name:
         assert sum(row["prune/postponed_units"] for row in events) > 0
         assert events[-1]["prune/against_guard"] > 0
+
+
+def test_calibration_and_evaluation_share_no_episode(tmp_path, monkeypatch):
+    run, seen = Evaluator.run, []
+
+    def spied(self, *arguments, episodes=None, skip=0, check):
+        seen.append(range(skip, skip + (episodes or self.episodes)))
+        return run(self, *arguments, episodes=episodes, skip=skip, check=check)
+
+    monkeypatch.setattr(Evaluator, "run", spied)
+    # More episodes than an evaluation has: as many are run, and counted.
+    train_small(RUNS["taylor, calibrated"], tmp_path / "run", "--prune.calibration-episodes", "4")
+    assert set(seen) == {
+        range(2),
+        range(1),
+        range(2, 6),
+    }  # evaluations, before and after a removal, calibration
+    measured = sum(row["prune/calibration_measurements"] for row in event_rows(tmp_path / "run"))
+    assert seen.count(range(2, 6)) == measured == 37
+    stored = json.loads((checkpoints(tmp_path / "run")[-1] / "state.json").read_text())
+    assert stored["progress"]["calibration_episodes"] == 4 * measured
 
 
 @pytest.mark.parametrize("name", ["bayesian, global", "random, calibrated"])

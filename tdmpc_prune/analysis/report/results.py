@@ -37,7 +37,7 @@ class GroupResult:
     worst: Estimate | None
     """The worst outcome measured right after a removal, over seeds."""
     window: Estimate | None
-    """Mean evaluation between the first removal and the last, over seeds."""
+    """Mean outcome while units are removed, over seeds."""
     recovery: Estimate | None
     """Environment steps from the last removal to 95% of the dense return, over the seeds that came there."""
     recovered: int
@@ -47,8 +47,8 @@ class GroupResult:
 
     @property
     def share(self) -> float | None:
-        """The outcome in the end, as a share of the dense one; None also of the dense runs themselves."""
-        if self.end is None or self.dense is None or self.group.dense or self.dense.value == 0:
+        """The outcome in the end, as a share of the dense one; None also of the dense runs, and of negative ones."""
+        if self.end is None or self.dense is None or self.group.dense or self.dense.value <= 0:
             return None
         return self.end.value / self.dense.value
 
