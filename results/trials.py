@@ -95,6 +95,8 @@ def name_of(config: Mapping[str, Any]) -> str:
             continue
         if key == "prune.ridge" and own["prune.compensation"] == "none":  # decides nothing
             continue
+        if key.startswith("prune.importance.guard") and not own["prune.criterion"].startswith("bayesian"):
+            continue
         if key == "init_from":
             said.append(f"{key}={Path(value).name}")
         elif not (dense and key.startswith("prune.")):

@@ -37,10 +37,6 @@ FREE_ON_RESUME = (
     "json",
     "dry_run",
 )
-EARLIER = {"prune.compensation": "none"}
-"""What pruned runs did before there was a setting for it, where that is not the setting's default."""
-EARLIER_COMPENSATED = {"prune.ridge": 1e-3}
-"""The same of those that compensated already."""
 PARTIAL = ".partial"
 LOCK = "lock"
 """A file that is there while a run is at work, and after one that was killed."""
@@ -179,10 +175,16 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 def earlier(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a run under dotted names, with what it did before there were all of today's."""
-    if settings.get("prune.criterion", "none") == "none":
+    criterion = settings.get("prune.criterion", "none")
+    if criterion == "none":
         return settings
-    settings = EARLIER | settings
-    return settings if settings["prune.compensation"] == "none" else EARLIER_COMPENSATED | settings
+    known = {"prune.compensation": "none"} | settings
+    if known["prune.compensation"] != "none":
+        known = {"prune.ridge": 1e-3} | known
+    guard = known.get("prune.importance.guard")
+    if criterion.startswith("bayesian") and guard is not None:
+        known = {"prune.importance.guard_end": guard} | known
+    return known
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -49,7 +49,9 @@ class ImportanceConfig:
     credible: float = 0.9
     """Bayesian: the quantile of the expected energy that counts (the upper end of its credible interval)."""
     guard: float = 0.95
-    """Probability that a unit's expected energy is below the cut, before it may be removed; 0: off."""
+    """Bayesian: probability that a unit's expected energy is below the cut, before it may go first; 0: off."""
+    guard_end: float = 0.5
+    """The same at the last removal; in between it falls evenly, or what it kept back would all go at the end."""
 
     def __post_init__(self) -> None:
         require(
@@ -62,13 +64,20 @@ class ImportanceConfig:
             f"normalisation is {self.normalisation!r}; choose {', '.join(get_args(Normalisation))}",
         )
         require(0 < self.credible < 1, f"credible is {self.credible}; choose more than 0 and less than 1")
-        require(0 <= self.guard < 1, f"guard is {self.guard}; choose 0 (off) or more and less than 1")
+        for name in ("guard", "guard_end"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{name} is {value}; choose 0 (off) or more and less than 1")
 
     def beta(self, progress: float) -> float:
         """The smoothing factor at `progress` = t/T: quick to adapt early, steady late."""
         require(not math.isnan(progress), "progress is nan; give the share of training that is over")
         p = min(max(progress, 0.0), 1.0)
         return self.beta_end - (self.beta_end - self.beta_start) * (1 + math.cos(math.pi * p)) / 2
+
+    def guard_at(self, event: int, events: int) -> float:
+        """The probability that removal number `event` of so many asks for; 0: off."""
+        share = (event - 1) / max(events - 1, 1)
+        return self.guard + (self.guard_end - self.guard) * share if self.guard else 0.0
 
 
 @dataclass(frozen=True)

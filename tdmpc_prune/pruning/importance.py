@@ -147,22 +147,23 @@ class ImportanceTracker:
         return {name: float(score.mean()) for name, score in self.normalised(criterion).items()}
 
     @torch.no_grad()
-    def expected_energy(self, name: str) -> Tensor:
-        """Posterior mean of the gradient energy of a group's units [U]: the scale that a cut is chosen on."""
-        self.settle()
-        return self._by_group(self._energy.expected())[name]
+    def expected_energy(self, name: str, criterion: str = "bayesian") -> Tensor:
+        """Posterior mean of the energy of a group's units [U]: the scale that a cut is chosen on.
 
-    @torch.no_grad()
-    def removable(self, name: str, cut: float) -> Tensor:
-        """Which of a group's units may go [U]: those with P(expected energy < cut) >= guard [ours].
-
-        The probability is the posterior's, of raw gradient energies whatever the criterion; `cut` is on the
-        scale of `expected_energy`, and a higher one never forbids a unit. With the guard off (0) all may go.
+        The energy of gradients, or that of removal costs for `bayesian-saliency`.
         """
         self.settle()
-        if self.config.guard == 0:
-            return torch.ones_like(self._by_group(self._slices.size)[name], dtype=torch.bool)
-        return self._by_group(self._energy.probability_below(cut) >= self.config.guard)[name]
+        return self._by_group(self._posterior(criterion).expected())[name]
+
+    @torch.no_grad()
+    def removable(self, name: str, cut: float, guard: float, criterion: str = "bayesian") -> Tensor:
+        """Which of a group's units may go [U]: those with P(expected energy < cut) >= guard [ours].
+
+        The probability is the posterior's; `cut` is on the scale of `expected_energy`, and a higher one never
+        forbids a unit. With a guard of 0 all may go.
+        """
+        self.settle()
+        return self._by_group(self._posterior(criterion).probability_below(cut) >= guard)[name]
 
     # Surgery and storing
 
@@ -227,6 +228,9 @@ class ImportanceTracker:
     def _by_group(self, flat: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._names, flat.split(self._sizes), strict=True))
 
+    def _posterior(self, criterion: str) -> GammaPosterior:
+        return self._cost if criterion == "bayesian-saliency" else self._energy
+
     def _flat(self, criterion: str) -> Tensor:
         """Raw scores [U] of all units."""
         match criterion:
@@ -238,10 +242,8 @@ class ImportanceTracker:
                 return self._averages.value[2]
             case "taylor":
                 return self._averages.value[3]
-            case "bayesian":
-                return self._energy.score(self.config.credible)
-            case "bayesian-saliency":
-                return self._cost.score(self.config.credible)
+            case "bayesian" | "bayesian-saliency":
+                return self._posterior(criterion).score(self.config.credible)
             case "magnitude":
                 return self._slices.norms()
             case "random":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,8 +164,9 @@ class Pruner:
         """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`."""
         scheduled, events = self.schedule.sparsity(step), self._events_by(step)
         last = events == len(self.schedule.event_steps())
-        wanted = self.choose(scheduled, guarded=False)
-        held = self.choose(scheduled, guarded=True) if self._guards else wanted
+        wanted = self.choose(scheduled)
+        guard = self._guard(events)
+        held = self.choose(scheduled, guard=guard) if guard else wanted
         kept_back = _count(wanted) - _count(held)
         removal = wanted if last else held
         kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
@@ -183,8 +185,8 @@ class Pruner:
             idle=not wanted and missing > step_size,
         )
 
-    def choose(self, sparsity: float, *, guarded: bool) -> dict[str, Tensor]:
-        """Units to remove, by group, to come to a sparsity; `guarded`: only those the evidence lets go."""
+    def choose(self, sparsity: float, *, guard: float = 0.0) -> dict[str, Tensor]:
+        """Units to remove, by group, to come to a sparsity; `guard`: how sure the evidence must be, 0: not at all."""
         allocation = self.config.allocation
         if allocation == "calibrated" and self.curves is None:
             allocation = "uniform"  # until the first calibration
@@ -199,7 +201,7 @@ class Pruner:
             sparsity,
             self.config.limits,
             curves=self.curves,
-            removable=self._removable if guarded else None,
+            removable=partial(self._removable, guard) if guard else None,
         )
 
     def _events_by(self, step: int) -> int:
@@ -215,14 +217,17 @@ class Pruner:
     def _criterion(self) -> str:
         return self.config.criterion
 
-    @property
-    def _guards(self) -> bool:
-        return self._criterion.startswith("bayesian") and self.config.importance.guard > 0
+    def _guard(self, event: int) -> float:
+        """How sure removal number `event` must be; 0: not at all."""
+        if not self._criterion.startswith("bayesian"):
+            return 0.0
+        return self.config.importance.guard_at(event, len(self.schedule.event_steps()))
 
-    def _removable(self, name: str, count: int) -> Tensor:
-        """Units whose expected energy is below that of the first unit to stay, beyond doubt."""
-        energies = self.tracker.expected_energy(name).sort().values
-        return self.tracker.removable(name, float(energies[min(count, len(energies) - 1)]))
+    def _removable(self, guard: float, name: str, count: int) -> Tensor:
+        """Units whose expected energy is below that of the first unit to stay, with this probability."""
+        energies = self.tracker.expected_energy(name, self._criterion).sort().values
+        cut = float(energies[min(count, len(energies) - 1)])
+        return self.tracker.removable(name, cut, guard, self._criterion)
 
     # What is left
 

@@ -63,7 +63,7 @@ MISTAKES = {
     "final": (lambda: schedule(final=math.nan), "final is nan; choose a sparsity"),
     "kind": (lambda: schedule(kind="x"), "kind is 'x'; choose one of"),
     "losses": (lambda: pruner(losses={}), "losses says not which loss trains"),
-    "chosen sparsity": (lambda: pruner().choose(math.nan, guarded=False), "sparsity is nan; choose"),
+    "chosen sparsity": (lambda: pruner().choose(math.nan), "sparsity is nan; choose"),
     "scores": (lambda: tracker().scores("tailor"), "criterion is 'tailor'; choose"),
     "kind of allocation": (lambda: removal("equal"), "allocation is 'equal'; choose one of"),
     "missing scores": (lambda: removal(scores=False), "scores of encoder.0 are missing; give"),

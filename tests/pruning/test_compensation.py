@@ -261,7 +261,7 @@ def test_the_pruner_compensates_where_it_is_asked_to(tdmpc, batch, kind):
     plain = deepcopy(tdmpc)
     inputs = pruner.inputs(lambda: tdmpc.run_on(batch))
     assert bool(inputs) == (kind == "linear")
-    removal = pruner.choose(0.3, guarded=False)
+    removal = pruner.choose(0.3)
     pruner.prune(100, inputs)
     remove_units(plain, find_groups(plain), removal)
     bias, cut = (agent.model.reward[4].bias for agent in (tdmpc, plain))

@@ -394,20 +394,21 @@ def test_the_tracker_runs_the_posterior_on_energies_and_on_removal_costs(agent, 
             np.testing.assert_allclose(tracker.expected_energy(name), posterior.expected(), rtol=1e-5)
 
 
-def test_removable_is_monotone_in_the_cut_and_off_at_guard_zero(agent):
+@pytest.mark.parametrize("criterion", ["bayesian", "bayesian-saliency"])
+def test_removable_is_monotone_in_the_cut_and_off_at_guard_zero(agent, criterion):
     tracker = tracker_of(agent)
     feed(agent, tracker, range(6))
-    energy = tracker.expected_energy("encoder.0")
+    energy = tracker.expected_energy("encoder.0", criterion)
+    assert torch.equal(energy, tracker.expected_energy("encoder.0")) == (criterion == "bayesian")
     cuts = [0.0, *(float(energy.median()) * x for x in (0.5, 1, 2, 4, 100)), math.inf]
-    removable = torch.stack([tracker.removable("encoder.0", cut) for cut in cuts])
+    removable = torch.stack([tracker.removable("encoder.0", cut, 0.95, criterion) for cut in cuts])
     assert removable.dtype == torch.bool
     assert removable.shape == (7, 6)
     assert (removable[1:] >= removable[:-1]).all()
     assert not removable[0].any()
     assert removable[-1].all()
     assert 0 < removable.sum(1)[4] <= 6
-    off = tracker_of(agent, ImportanceConfig(guard=0))
-    assert off.removable("latent", 0.0).tolist() == [True] * 4
+    assert tracker_of(agent).removable("latent", 0.0, 0.0, criterion).tolist() == [True] * 4
 
 
 # Scores
@@ -471,7 +472,7 @@ def test_a_head_of_zeros_gives_finite_scores(agent):
         assert tracker.scores(criterion)["latent"].tolist() == [0] * 4
         assert tracker.normalised(criterion)["latent"].tolist() == [0] * 4
         assert all(score.isfinite().all() for score in tracker.normalised(criterion).values()), criterion
-    assert tracker.removable("latent", 1e-9).all()
+    assert tracker.removable("latent", 1e-9, 0.95).all()
 
 
 def test_energy_that_died_long_ago_stays_finite():
@@ -495,6 +496,7 @@ def test_unknown_criterion_and_bad_settings_are_refused(agent):
         {"normalisation": "layer"},
         {"credible": 1.0},
         {"guard": 1.0},
+        {"guard_end": 1.0},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
             ImportanceConfig(**bad)

@@ -224,9 +224,9 @@ def test_the_guard_postpones_and_gives_way_at_the_end(criterion):
     pruner = make_pruner(criterion=criterion, importance=ImportanceConfig(warmup=1))
     learn(pruner, 0, spread=False)
     learn(pruner, 1, spread=False)
-    for step in (350, 500, 650):
-        wanted = pruner.choose(pruner.schedule.sparsity(step), guarded=False)
-        held = pruner.choose(pruner.schedule.sparsity(step), guarded=True)
+    for step, guard in ((350, 0.95), (500, 0.8), (650, 0.65)):  # 0.5 at the last
+        wanted = pruner.choose(pruner.schedule.sparsity(step))
+        held = pruner.choose(pruner.schedule.sparsity(step), guard=guard)
         event = pruner.prune(step)
         assert event.removed == {name: len(units) for name, units in held.items()}
         assert event.postponed == sum(map(len, wanted.values())) - sum(map(len, held.values()))
@@ -254,13 +254,33 @@ def test_the_guard_lets_go_what_is_surely_below_the_cut():
         for net in pruner.agent.components().values():
             pruner.observe(net.parameters())
         pruner.advance(0)
-    wanted = pruner.choose(0.4, guarded=False)
+    wanted = pruner.choose(0.4)
     assert all(len(units) > 5 for units in wanted.values())
     assert set(wanted) == set(TWELVE)
-    held = pruner.choose(0.4, guarded=True)
+    held = pruner.choose(0.4, guard=0.95)
     for name in TWELVE:  # of all others hardly one is surely below another
         assert held[name].tolist()[:5] == [0, 1, 2, 3, 4]
         assert len(held[name]) <= 6 < len(wanted[name]) + (name == "latent")
+
+
+def test_the_guard_relaxes_evenly():
+    importance = ImportanceConfig()
+    assert [importance.guard_at(event, 4) for event in (1, 2, 3, 4)] == pytest.approx([0.95, 0.8, 0.65, 0.5])
+    assert ImportanceConfig(guard=0.9, guard_end=0.9).guard_at(3, 4) == pytest.approx(0.9)
+    assert ImportanceConfig(guard=0.0, guard_end=0.9).guard_at(4, 4) == 0  # off
+    assert importance.guard_at(1, 1) == 0.95
+
+
+def test_a_relaxing_guard_keeps_less_for_the_end():
+    """The same gradients: what waits for the last removal is less than with as much certainty asked for until then."""
+    against = {}
+    for end in (0.5, 0.95):
+        importance = ImportanceConfig(warmup=1, guard_end=end)
+        pruner = make_pruner(criterion="bayesian", importance=importance)
+        for step in range(20):
+            learn(pruner, step, spread=False)
+        against[end] = [pruner.prune(step) for step in (350, 500, 650, 800)][-1].against_guard
+    assert against[0.5] < against[0.95] / 2
 
 
 @pytest.mark.parametrize(

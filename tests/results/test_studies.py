@@ -49,9 +49,20 @@ def test_settings_that_an_older_version_did_not_know_had_their_default():
     assert name_of(config) == "cartpole-swingup taylor uniform 0.8 prune.compensation=none seed=2"
 
 
-def test_a_ridge_that_nothing_is_fitted_with_makes_no_other_trial():
+def test_what_decides_nothing_under_other_settings_makes_no_other_trial():
     words = ("cartpole-swingup", "--prune.compensation", "none")
     assert trial(*words, "--prune.ridge", 1).name == trial(*words).name
+    guard = ("--prune.importance.guard", 0.5)
+    assert trial(*words, *guard).name == trial(*words).name  # taylor has none
+    words = ("cartpole-swingup", "--prune.criterion", "bayesian")
+    assert trial(*words, *guard).name != trial(*words).name
+
+
+def test_bayesian_runs_of_before_the_guard_could_relax_have_their_name():
+    config = to_json(trial("cartpole-swingup", "--prune.criterion", "bayesian", "--seed", 2).config)
+    del config["prune"]["importance"]["guard_end"]
+    said = "cartpole-swingup bayesian uniform 0.8 prune.importance.guard_end=0.95 seed=2"
+    assert name_of(config) == said
 
 
 @pytest.mark.parametrize("study", STUDIES)

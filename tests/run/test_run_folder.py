@@ -18,7 +18,7 @@ from tdmpc_prune.checkpoint import moments
 from tdmpc_prune.cli import main
 from tdmpc_prune.config import preset_defaults
 from tdmpc_prune.errors import UserError
-from tdmpc_prune.pruning.config import PruneConfig
+from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.run_folder import RunFolder, to_json, write_json
 
 COUNTERS = {"env_step", "agent_step", "update", "episode"}
@@ -271,5 +271,23 @@ def test_compensated_runs_of_before_the_ridge_could_be_set_go_on_with_theirs(fol
             with pytest.raises(UserError, match=r"prune.ridge \(stored 0.001, now 0.1\)"):
                 stored.check(now)
             stored.check(replace(now, prune=replace(prune, ridge=1e-3)))
+        else:
+            stored.check(now)
+
+
+def test_bayesian_runs_of_before_the_guard_could_relax_go_on_with_theirs(folder):
+    stored = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    for criterion in ("bayesian-saliency", "fisher"):
+        prune = PruneConfig(criterion=criterion, importance=ImportanceConfig(guard=0.9))
+        now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=prune)
+        about = {"config": to_json(now)}
+        del about["config"]["prune"]["importance"]["guard_end"]
+        write_json(stored.config, about)
+        if criterion == "bayesian-saliency":
+            with pytest.raises(UserError, match=r"prune.importance.guard_end \(stored 0.9, now 0.5\)"):
+                stored.check(now)
+            steady = replace(prune.importance, guard_end=0.9)
+            stored.check(replace(now, prune=replace(prune, importance=steady)))
         else:
             stored.check(now)
