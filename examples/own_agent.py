@@ -5,6 +5,7 @@ from torch import nn
 
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.pruner import Pruner
+from tdmpc_prune.pruning.surgery import cut_to
 
 
 class ActorCritic(nn.Module):
@@ -57,3 +58,10 @@ for update in range(updates):
         pruner.prune(update, inputs)  # layers take over what they can of what they read
         print(f"sparsity {pruner.sparsity:.3f}: error {before:.4f} before, {agent.error():.4f} after")
 print(f"sparsity {pruner.sparsity:.3f}: error {agent.error():.4f} at the end")
+
+# To use it again: store these two; a new agent takes the widths first, and the weights then.
+widths, weights = pruner.widths, agent.state_dict()
+stored = ActorCritic()
+cut_to(stored, widths)
+stored.load_state_dict(weights)
+print(f"loaded again: error {stored.error():.4f}")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 
 import tyro
 
+from tdmpc_prune import __version__
 from tdmpc_prune.config import (
     AUTOENCODER,
     AnyTrainConfig,
@@ -61,6 +62,9 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
     """
     for previous, word in itertools.pairwise(["", *arguments]):
         _check_word(previous, word)
+    if "--version" in arguments:
+        print(f"{PROG} {__version__}")
+        raise SystemExit(0)
     words = _options(arguments) or ["--help"]
     preset = _option(words, "preset") or "laptop"
     if preset not in get_args(Preset):

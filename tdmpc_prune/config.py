@@ -15,6 +15,7 @@ from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
 from envs import TASKS, resolve_task
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.pruning.config import PruneConfig
+from tdmpc_prune.pruning.schedule import Schedule
 
 Device = Literal["auto", "cpu", "cuda"]
 Preset = Literal["laptop", "paper", "debug"]
@@ -105,7 +106,21 @@ class TrainConfig:
             return
         self._check()
         if self.prune.enabled:
-            self.prune.schedule_over(self.steps)
+            _ = self.schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """By when how much is to be gone.
+
+        Raises:
+            ValueError: there is no time for it.
+        """
+        return self.prune.schedule_over(self.steps, self._first_update)
+
+    @property
+    def _first_update(self) -> int:
+        """The step from which on something is learned."""
+        return 0
 
     @property
     def folder(self) -> Path:
@@ -185,11 +200,15 @@ class TDMPCTrainConfig(TrainConfig):
         super()._check()
         self._check_steps()
 
+    @property
+    def _first_update(self) -> int:
+        if self.init_from is not None:  # which has its random phase behind it
+            return 0
+        return self.agent.random_steps * self.env_steps_per_action
+
     def _check_steps(self) -> None:
         """Refuses a run that would end before its first update."""
-        if self.init_from is not None:  # which has its random phase behind it
-            return
-        random_steps = self.agent.random_steps * self.env_steps_per_action
+        random_steps = self._first_update
         if self.steps <= random_steps:
             raise ValueError(
                 f"steps is {self.steps}, but the first {random_steps} environment steps are random "

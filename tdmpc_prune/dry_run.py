@@ -46,7 +46,7 @@ def plan(config: AnyTrainConfig) -> dict[str, Any]:
     }
     if config.prune.enabled:
         check_target(config.prune.sparsity, size, size.widths, config.prune.limits, groups)
-        schedule = config.prune.schedule_over(config.steps)
+        schedule = config.schedule
         planned |= {"sparsity": schedule.final, "event_steps": schedule.event_steps()}
     return planned
 

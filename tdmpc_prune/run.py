@@ -95,9 +95,8 @@ class Run(ABC):
         self._build(state)
         self.pruner: Pruner | None = None
         if config.prune.enabled:
-            schedule = config.prune.schedule_over(config.steps)
             losses = self._losses_of_components()
-            self.pruner = Pruner(self.agent, config.prune, schedule, losses=losses, seed=config.seed)
+            self.pruner = Pruner(self.agent, config.prune, config.schedule, losses=losses, seed=config.seed)
         self.losses: dict[str, Tensor] = {}
         self.event_row: Row = {}
         self.metrics_bytes = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def train(config: AnyTrainConfig) -> dict[str, Any]:
     folder = RunFolder(config.folder)
     folder.check(config)
     if (summary := folder.finished_summary(config)) is not None:
+        print(f"{folder.path}: finished already", file=sys.stderr)
         return summary
     check_login(config.wandb)
     with folder.locked(config):
@@ -81,6 +83,7 @@ def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> d
 
 def _learn(run: Run, log: Logger) -> None:
     """Makes whatever is due, step by step, until nothing is."""
+    together = 1
     with StopSignals() as stop:
         while True:
             stop.check()
@@ -96,7 +99,9 @@ def _learn(run: Run, log: Logger) -> None:
                 log.write(run.evaluate(stop.check))
                 run.show_evaluation(log)
             elif run.removal_due:
+                missing = run.removals_missing
                 event = run.remove(stop.check)
+                together = max(together, missing - run.removals_missing)
                 if event.idle:
                     log.say(f"warning: event {event.number} removed nothing (due: {event.scheduled:.1%})")
             elif run.finished:
@@ -105,6 +110,11 @@ def _learn(run: Run, log: Logger) -> None:
                 run.save(log.file.sync())
             else:
                 log.progress(run.collect())
+    if together > 1:
+        log.say(
+            f"warning: up to {together} removals fell together, since they wait for the end of an episode: "
+            "raise --steps or lower --prune.events"
+        )
     if run.removals_missing:
         warmup = run.config.prune.importance.warmup
         log.say(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_own_agent(tmp_path):
     script = ROOT / "examples" / "own_agent.py"
-    assert len(script.read_text().splitlines()) < 60
+    assert len(script.read_text().splitlines()) < 70
     done = subprocess.run(
         [sys.executable, script],
         capture_output=True,
@@ -23,7 +23,7 @@ def test_own_agent(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    *events, last = done.stdout.splitlines()
+    *events, last, again = done.stdout.splitlines()
     number = r"(\d\.\d+)"
     found = [re.fullmatch(rf"sparsity {number}: error {number} before, {number} after", e) for e in events]
     sparsity, before, _ = zip(*(map(float, event.groups()) for event in found), strict=True)
@@ -31,6 +31,7 @@ def test_own_agent(tmp_path):
     assert sorted(set(sparsity)) == list(sparsity)
     end = [float(n) for n in re.fullmatch(rf"sparsity {number}: error {number} at the end", last).groups()]
     assert 0.79 <= end[0] == sparsity[-1] <= 0.8
+    assert float(re.fullmatch(rf"loaded again: error {number}", again)[1]) == end[1]
     # The mass starts one unit away; pruned to a fifth, it comes to rest as the dense agent's does.
     assert before[0] < 0.1
     assert end[1] < 0.1

@@ -45,7 +45,7 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
     ]
     return {
         "lowest_return": min((after for _, after in measured), default=None),
-        "largest_drop": max((before - after for before, after in measured), default=None),
+        "largest_drop": max((max(before - after, 0.0) for before, after in measured), default=None),
         "window_return": mean_between(course(rows), *window(rows)) if measured else None,
         "recovery_steps": recovered[0] if recovered else None,
     }

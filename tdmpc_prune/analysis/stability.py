@@ -261,6 +261,7 @@ def _warnings(lyapunov: Lyapunov, alpha: float, reference: Verdict) -> list[str]
     if reference.left > 0 or reference.violation.value > UNFIT:
         warnings.append(
             f"the reference itself leaves the region from {reference.left:.0%} of the starts and violates in"
-            f" {reference.violation.value:.0%} of the steps: a boundary compares with a controller that fails"
+            f" {reference.violation.value:.0%} of the steps, so it is no controller to compare with: read the rows, not"
+            " the boundary"
         )
     return warnings

@@ -140,7 +140,8 @@ def _show(config: SweepConfig, rows: list[dict[str, Any]], total: int, folder: P
     if rows:
         shown = [key for key in rows[0] if any(row[key] is not None for row in rows)]
         show_table([{key: row[key] for key in shown} for row in rows[:SHOWN]])
-    if len(rows) > SHOWN:
-        print(f"... and {len(rows) - SHOWN} more{f', all in {folder}/trials.csv' if folder else ''}")
+    count = len(rows) if folder else total
+    if count > SHOWN:
+        print(f"... and {count - SHOWN} more{f', all in {folder}/trials.csv' if folder else ''}")
     if folder:
         print(f"\npictures: tdmpc-prune report {folder} --out {folder}/report")

@@ -110,7 +110,7 @@ class Limits:
 class PruneConfig:
     """Pruning while training: units are removed for good, on a schedule, by importance."""
 
-    criterion: Criterion | Literal["none"] = "taylor"
+    criterion: Literal[Criterion, "none"] = "taylor"
     """Score that decides which units go; none: train dense."""
     sparsity: float = 0.8
     """Share of the parameters to remove."""
@@ -124,7 +124,7 @@ class PruneConfig:
     schedule: Kind = "geometric"
     """Course of the sparsity between `start` and `end`."""
     start: float = 0.2
-    """Share of training after which removals begin."""
+    """Share of training after which removals begin; never before something is learned."""
     end: float = 0.8
     """Share of training after which the sparsity is reached."""
     events: int = 12
@@ -170,12 +170,16 @@ class PruneConfig:
         """Whether anything is pruned."""
         return self.criterion != "none"
 
-    def schedule_over(self, steps: int) -> Schedule:
-        """The schedule of a run of `steps` environment steps."""
-        return Schedule(
-            kind=self.schedule,
-            start=round(self.start * steps),
-            end=round(self.end * steps),
-            events=self.events,
-            final=self.sparsity,
+    def schedule_over(self, steps: int, earliest: int = 0) -> Schedule:
+        """The schedule of a run of `steps` environment steps, which learns from step `earliest` on.
+
+        Raises:
+            ValueError: no time is left for removals.
+        """
+        start, end = max(round(self.start * steps), earliest), round(self.end * steps)
+        require(
+            start < end or self.schedule == "one-shot" or earliest == 0,
+            f"removals end at step {end} (end {self.end} of {steps}), but nothing is learned before {earliest}: "
+            "choose more steps, a higher end, or fewer random_steps",
         )
+        return Schedule(kind=self.schedule, start=start, end=end, events=self.events, final=self.sparsity)

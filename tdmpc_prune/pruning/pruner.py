@@ -161,7 +161,15 @@ class Pruner:
         return inputs_of(self.groups, forward, config.ridge) if config.compensation == "linear" else {}
 
     def prune(self, step: int, inputs: Inputs | None = None) -> Event:
-        """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`."""
+        """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`.
+
+        Raises:
+            ValueError: the allocation is `calibrated`, and a calibration is due that was not made.
+        """
+        require(
+            not self.calibration_due(step),
+            "allocation is 'calibrated': call calibrate first, where it is due",
+        )
         scheduled, events = self.schedule.sparsity(step), self._events_by(step)
         last = events == len(self.schedule.event_steps())
         wanted = self.choose(scheduled)

@@ -131,6 +131,20 @@ def _follow(
                 }
 
 
+def cut_to(agent: Prunable, widths: Mapping[str, int]) -> None:
+    """Gives a new agent the widths of a pruned one (`Pruner.widths`), to load that one's weights into.
+
+    Raises:
+        ValueError: a group is not known, or has fewer units than that.
+    """
+    groups = find_groups(agent)
+    units = {group.name: group.units for group in groups}
+    for name, width in widths.items():
+        if not 1 <= width <= units.get(name, 0):
+            raise ValueError(f"group {name!r} is to have {width} units, and has {units.get(name, 0)}")
+    remove_units(agent, groups, {name: torch.arange(width, units[name]) for name, width in widths.items()})
+
+
 def _select(tensor: Tensor, cuts: Mapping[int, Tensor]) -> Tensor:
     for dim, index in cuts.items():
         tensor = tensor.index_select(dim, index.to(tensor.device))

@@ -45,5 +45,6 @@ def wait_for(folder: Path) -> None:
 if __name__ == "__main__":
     leave_with(int(sys.argv[1]))
     arguments = sys.argv[2:]
+    sys.argv[1:] = arguments  # what the run notes as its command
     wait_for(Path(arguments[arguments.index("--run-dir") + 1]))
     sys.exit(main(arguments))

@@ -55,8 +55,8 @@ class Sweep:
     # Trials
 
     def planned(self) -> list[dict[str, Any]]:
-        """The trials that a grid or a random search will make, the first ones of a Bayesian search."""
-        numbers = range(1, min(self.total, CHECKED) + 1)
+        """The trials that a grid or a random search will make, the first ones of a long or a Bayesian search."""
+        numbers = range(1, (self.total if self.definition.method == "grid" else min(self.total, CHECKED)) + 1)
         proposals = {n: self.search.propose(n).values for n in numbers}
         return [
             {"trial": n, **{name: values[name] for name in self.definition.varied}}

@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end as if all were done
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
 }
 os.environ.update(ENVIRONMENT | os.environ)

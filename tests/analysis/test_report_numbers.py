@@ -314,3 +314,21 @@ def test_numbers_as_people_read_them():
     assert [share(value) for value in (None, 0.9, 0.97512)] == ["\N{EN DASH}", "90%", "97.5%"]
     assert interval(Estimate(857.2, 850, 866)) == "857 [850, 866]"
     assert interval(Estimate(857.2, 857.2, 857.2), 1) == "857"
+
+
+def test_what_did_not_finish_hides_nothing_of_what_did(tmp_path):
+    """A mean over the steps that all runs have would end where the interrupted one does."""
+    write_run(tmp_path / "a", seed=1)
+    alone = heat_map(only_section(tmp_path).groups[0], "prune/width/")
+    write_run(tmp_path / "b", (100.0, 500.0), seed=2, finished=False, steps=2000)
+    found = heat_map(only_section(tmp_path).groups[0], "prune/width/")
+    assert found.steps == alone.steps
+    np.testing.assert_array_equal(found.values, alone.values)
+
+
+def test_a_dense_run_of_another_length_is_told_of(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", (100.0, 500.0, 800.0, 900.0), seed=1, criterion="none")
+    section = only_section(tmp_path)
+    said = "taylor uniform 80%: trained for 2,000 steps, the unpruned runs it is compared with for 3,000."
+    assert said in remarks(section, results(section, NO_TIMES))

@@ -384,6 +384,14 @@ def test_returns_above_the_whole_or_below_zero(whole, masked, drops, full):
     assert pruner.sparsity > pruner.schedule.sparsity(350) - 0.01
 
 
+def test_a_calibration_that_is_due_cannot_be_left_out():
+    pruner = make_pruner(allocation="calibrated")
+    run(pruner, stop=349)
+    assert pruner.calibration_due(350)
+    with pytest.raises(ValueError, match="call calibrate first"):
+        pruner.prune(350)
+
+
 def test_calibration_spares_what_costs():
     pruner = make_pruner(allocation="calibrated", final=0.5, calibrations=1, events=2)
     run(pruner, stop=499)

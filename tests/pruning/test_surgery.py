@@ -13,7 +13,7 @@ from torch import nn
 
 from tdmpc_prune.pruning.groups import TraceError, find_groups
 from tdmpc_prune.pruning.size import SizeModel
-from tdmpc_prune.pruning.surgery import keep_indices, remove_units
+from tdmpc_prune.pruning.surgery import cut_to, keep_indices, remove_units
 
 NORMED = ["q1.0", "q2.0"]
 EVERY_GROUP = pytest.mark.parametrize("name", TWELVE)
@@ -572,3 +572,24 @@ def test_frozen_layers_stay_frozen():
     remove_units(agent, find_groups(agent), {"net.0": torch.tensor([2])})
     assert [p.requires_grad for p in net.parameters()] == [False, False, True, True]
     assert net[0].weight.shape == (3, 3)
+
+
+@torch.no_grad()
+def test_a_new_agent_takes_widths_and_weights_of_a_pruned_one(tdmpc, inputs):
+    new = deepcopy(tdmpc)
+    for name in ("latent", "q1.0", "policy.2"):
+        prune(tdmpc, name)
+    widths = {group.name: group.units for group in find_groups(tdmpc)}
+    cut_to(new, widths)
+    assert new.model.architecture() == tdmpc.model.architecture()
+    for ours, theirs in ((new.model, tdmpc.model), (new.target, tdmpc.target)):
+        ours.load_state_dict(theirs.state_dict())
+    expected, found = rollout(tdmpc.model, *inputs), rollout(new.model, *inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    cut_to(new, widths)  # nothing to do
+    for wrong, said in (
+        ({"latent": 10_000}, "'latent' is to have 10000 units"),
+        ({"x": 1}, "'x' is to have 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cut_to(new, wrong)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_runs import CARTPOLE, PENDULUM, checkpoints, tree
 
-from tdmpc_prune import cli
+from tdmpc_prune import __version__, cli
 from tdmpc_prune.cli import parse
 from tdmpc_prune.errors import UserError
 
@@ -651,6 +651,13 @@ def test_parse_raises_a_line():
     with pytest.raises(UserError) as caught:
         parse(["train"])
     assert "\n" not in str(caught.value)
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"tdmpc-prune {__version__}\n"
 
 
 def test_no_words_ask_for_help(capsys):

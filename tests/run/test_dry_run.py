@@ -108,3 +108,19 @@ def test_off_unless_asked_for():
     assert not parse(["train", "cartpole-swingup"]).dry_run
     assert not parse(["train", "autoencoder", "--no-dry-run"]).dry_run
     assert parse(["train", "cartpole-swingup", "dry_run=True"]).dry_run
+
+
+def test_removals_begin_when_something_is_learned(planned):
+    """The first 8,000 steps (1,000 times 8) are random; a fifth of 20,000 is less."""
+    plan = planned("cartpole-swingup", "--steps", "20000", "--prune.events", "4")
+    assert plan["event_steps"] == [10_000, 12_000, 14_000, 16_000]
+    plan = planned("cartpole-swingup", "--steps", "20000", "--prune.schedule", "one-shot")
+    assert plan["event_steps"] == [8_000]
+
+
+def test_no_time_for_removals(capsys):
+    assert main(["train", "cartpole-swingup", "--steps", "9000", "--dry-run"]) == 2
+    assert (
+        "removals end at step 7200 (end 0.8 of 9000), but nothing is learned before 8000"
+        in capsys.readouterr().err
+    )

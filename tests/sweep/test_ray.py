@@ -92,6 +92,8 @@ def test_a_sweep(undisturbed, capsys):
         assert summary["sparsity"] == pytest.approx(0.8, abs=0.02)
         stored = json.loads((undisturbed / f"runs/{number:04d}/config.json").read_text())["config"]
         assert stored["threads"] == 1
+        about = json.loads((undisturbed / f"runs/{number:04d}/config.json").read_text())
+        assert about["command"].startswith("tdmpc-prune train cartpole-swingup ")  # to be typed again
         assert (stored["prune"]["criterion"], stored["seed"]) == tuple(trial["values"].values())
     with (undisturbed / "trials.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -127,7 +129,7 @@ def wait_for(condition, process=None, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_begun_again(how, undisturbed, tmp_path):
     """Killed in the middle, or asked to stop: the second sitting ends with the same trials and results."""
     file = written(tmp_path / "sweep.yaml", **FOUR)
@@ -151,7 +153,7 @@ def test_stopped_and_begun_again(how, undisturbed, tmp_path):
     code = process.wait(120)
     assert code == (-how if how == signal.SIGKILL else 1)
     assert sum("status" in event for event in events(folder)) < 4
-    if how == signal.SIGTERM:
+    if how != signal.SIGKILL:
         assert "the same command goes on from there" in (tmp_path / "out.txt").read_text()
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder)]) == 0
     assert outcomes(folder) == outcomes(undisturbed)

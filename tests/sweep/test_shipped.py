@@ -1,5 +1,6 @@
 """The sweeps under sweeps/: W&B's schema allows them, our settings take them, and W&B's agent could run them."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,11 @@ def test_what_wandbs_agent_would_run_runs_in_debug_size(file, tmp_path, capsys, 
     short = SHORT_AUTOENCODER if "autoencoder" in issued else SHORT
     assert main([*issued[1:], *short, "--run-dir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_a_dry_run_says_how_many_there_are(capsys):
+    assert main(["sweep", str(FILES[0].with_name("criteria.yaml")), "--dry-run"]) == 0
+    assert "... and 300 more" in capsys.readouterr().out
+    assert main(["sweep", str(FILES[0].with_name("criteria.yaml")), "--dry-run", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["total"] == len(shown["trials"]) == 320

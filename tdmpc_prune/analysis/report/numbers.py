@@ -119,7 +119,7 @@ def component_sparsity(group: RunGroup) -> HeatMap | None:
 
 
 def heat_map(group: RunGroup, prefix: str, *, relative: bool = False) -> HeatMap | None:
-    """The metrics under a prefix, over time: the mean over a group's runs, or its longest one's.
+    """The metrics under a prefix, over time: the mean over a group's runs that count, or the longest one's.
 
     The mean needs runs that log at the same steps; where episodes end early they do not.
 
@@ -128,7 +128,7 @@ def heat_map(group: RunGroup, prefix: str, *, relative: bool = False) -> HeatMap
         prefix: of the metrics' names.
         relative: divide each run's values by their mean over all names.
     """
-    found = [(run, values) for run in group.runs if (values := _series(run, prefix, relative))]
+    found = [(run, values) for run in group.counted if (values := _series(run, prefix, relative))]
     if not found:
         return None
     series = [values for _, values in found]

@@ -82,6 +82,14 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
         if twice := [seed for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]:
             seeds = ", ".join(map(str, twice))
             said.append(f"{group.label}: more than one run with seed {seeds}; each counts as one more seed.")
+    for group in section.groups:
+        dense = section.reference(group)
+        steps = [g.settings.get("steps") for g in (group, dense) if g]
+        if not group.dense and len(set(steps)) > 1 and not group.settings.get("init_from"):
+            own, other = (f"{step:,}" if isinstance(step, int) else "?" for step in steps)
+            said.append(
+                f"{group.label}: trained for {own} steps, the unpruned runs it is compared with for {other}."
+            )
     if few := [r.group.label for r in results if len(r.group.counted) == 1]:
         said.append(f"One seed, and so no interval: {'; '.join(few)}.")
     return said
