@@ -118,7 +118,7 @@ class Runner:
         with self.lock:
             own = self.at_work.setdefault(trial.name, threading.Lock())
         with own:  # others may start from it, too
-            if trial.folder.finished_summary(trial.config) and trial.folder.checkpoints.is_dir():
+            if trial.made:
                 return None
             process = TrialProcess(
                 trial.command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -51,6 +52,14 @@ class Trial:
         if len(name) > LONGEST:
             name = f"{name[: LONGEST - 9]}-{zlib.crc32(name.encode()):08x}"
         return RunFolder(FOLDER / name)
+
+    @property
+    def made(self) -> bool:
+        """Whether its folder holds it, finished and with its checkpoints; another default's run may lie there."""
+        folder = self.folder
+        if not folder.finished_summary(self.config) or not folder.checkpoints.is_dir():
+            return False
+        return name_of(json.loads(folder.config.read_text())["config"]) == self.name
 
     @property
     def command(self) -> list[str]:

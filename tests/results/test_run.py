@@ -50,3 +50,16 @@ def test_what_fails_is_told_and_stops_nothing(store, tmp_path):
     assert "episodes is 0" in failures[1]
     assert store.has(right.name)
     assert missing([wrong, right, look], store) == [wrong, look]
+
+
+def test_a_run_of_other_settings_in_its_folder_is_no_stand_in(store):
+    """Folders have names without the settings that are defaults, and a default may have changed."""
+    wanted = trial(*SMALL, "--steps", 3000)
+    assert Runner(store, 1).run([wanted]) == []
+    assert wanted.made
+    about = json.loads(wanted.folder.config.read_text())
+    about["config"]["agent"]["lr"] = 0.5
+    wanted.folder.config.write_text(json.dumps(about))
+    assert not wanted.made
+    [failure] = Runner(store, 1).run([wanted])
+    assert "other settings" in failure
