@@ -173,12 +173,15 @@ class PruneConfig:
     def schedule_over(self, steps: int, earliest: int = 0) -> Schedule:
         """The schedule of a run of `steps` environment steps, which learns from step `earliest` on.
 
+        Removals begin after that where it leaves a step for each.
+
         Raises:
             ValueError: no time is left for removals.
         """
-        start, end = max(round(self.start * steps), earliest), round(self.end * steps)
+        start, end = round(self.start * steps), round(self.end * steps)
+        start = max(start, earliest if self.schedule == "one-shot" else min(earliest, end - self.events))
         require(
-            start < end or self.schedule == "one-shot" or earliest == 0,
+            earliest <= end or self.schedule == "one-shot",
             f"removals end at step {end} (end {self.end} of {steps}), but nothing is learned before {earliest}: "
             "choose more steps, a higher end, or fewer random_steps",
         )
