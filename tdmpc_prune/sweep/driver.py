@@ -17,6 +17,8 @@ from tdmpc_prune.sweep.trial import Plan, Resources, command_line, plan
 
 CHECKED = 200
 """Trials whose settings are checked before the first one starts."""
+LISTED = 10_000
+"""Trials that a dry run lists at most."""
 FIRST_METRIC = "eval/return"
 """What is shown of trials whose sweep names no metric."""
 
@@ -56,7 +58,8 @@ class Sweep:
 
     def planned(self) -> list[dict[str, Any]]:
         """The trials that a grid or a random search will make, the first ones of a long or a Bayesian search."""
-        numbers = range(1, (self.total if self.definition.method == "grid" else min(self.total, CHECKED)) + 1)
+        most = CHECKED if self.definition.method == "bayes" else LISTED  # a Bayesian search thinks about each
+        numbers = range(1, min(self.total, most) + 1)
         proposals = {n: self.search.propose(n).values for n in numbers}
         return [
             {"trial": n, **{name: values[name] for name in self.definition.varied}}

@@ -291,3 +291,14 @@ def test_bayesian_runs_of_before_the_guard_could_relax_go_on_with_theirs(folder)
             stored.check(replace(now, prune=replace(prune, importance=steady)))
         else:
             stored.check(now)
+
+
+def test_removals_that_fall_together_are_warned_of(folder, capsys, no_plot):
+    """Twelve of them in the last two of three episodes; and a run that is finished says so."""
+    few = ("--prune.importance.warmup", "5", "--prune.eval-episodes", "1", "--run-dir", str(folder))
+    for _ in range(2):
+        assert main(["train", *CARTPOLE, *few]) == 0
+        said = capsys.readouterr().err
+        if "finished already" not in said:
+            assert "removals fell together" in said
+    assert said == f"{folder}: finished already\n"
