@@ -54,8 +54,9 @@ for update in range(updates):
     agent.optimizer.step()
     pruner.advance(update / updates)
     if pruner.due(update):
-        before, inputs = agent.error(), pruner.inputs(lambda: agent.drive(torch.randn(64, 2)))
-        pruner.prune(update, inputs)  # layers take over what they can of what they read
+        before = agent.error()
+        # On real data, layers take over what they can of what they read.
+        pruner.prune(update, lambda: agent.drive(torch.randn(64, 2)))
         print(f"sparsity {pruner.sparsity:.3f}: error {before:.4f} before, {agent.error():.4f} after")
 print(f"sparsity {pruner.sparsity:.3f}: error {agent.error():.4f} at the end")
 

@@ -15,7 +15,7 @@ from tdmpc_prune.config import AutoencoderTrainConfig
 from tdmpc_prune.images import load_images
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.origin import check_origin
-from tdmpc_prune.pruning.compensation import Inputs
+from tdmpc_prune.pruning.compensation import StandIns
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.reconstruction import Reconstruction, reconstruct
@@ -113,11 +113,11 @@ class AutoencoderTraining(Run):
     def _outcome(self, check: Check) -> float:
         return reconstruct(self.agent, self.test).error
 
-    def _return_without(self, removal: Mapping[str, Tensor], inputs: Inputs, check: Check) -> float:
+    def _return_without(self, removal: Mapping[str, Tensor], stand_ins: StandIns, check: Check) -> float:
         check()
         copy = self.agent.copy()
         if removal:
-            remove_units(copy, find_groups(copy), removal, inputs)
+            remove_units(copy, find_groups(copy), removal, stand_ins)
         # As many images as are in the test split, which must not have a say in what is removed.
         return reconstruct(copy, self.train[: len(self.test)]).psnr
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -21,7 +22,7 @@ from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.faults import measuring
 from tdmpc_prune.logger import Logger
-from tdmpc_prune.pruning.compensation import Inputs
+from tdmpc_prune.pruning.compensation import StandIns
 from tdmpc_prune.pruning.groups import Prunable
 from tdmpc_prune.pruning.pruner import Event, Pruner
 from tdmpc_prune.reading import read_rows
@@ -266,14 +267,11 @@ class Run(ABC):
         calibrated = 0
         step = self.progress.env_step
         start = time.perf_counter()
-        inputs = self.pruner.inputs(self._run_on_data)
         if self.pruner.calibration_due(step):
             with self._measuring():
-                calibrated = self.pruner.calibrate(
-                    step, lambda removal: self._return_without(removal, inputs, check)
-                )
+                calibrated = self.pruner.calibrate(step, partial(self._value_without, check))
             start = time.perf_counter()
-        event = self.pruner.prune(step, inputs)
+        event = self.pruner.prune(step, self._run_on_data)
         self.event_row = {
             "prune/event": event.number,
             "prune/scheduled": event.scheduled,
@@ -305,8 +303,12 @@ class Run(ABC):
     def _outcome(self, check: Check) -> float:
         """The outcome as it is measured right before and after removals."""
 
+    def _value_without(self, check: Check, removal: Mapping[str, Tensor]) -> float:
+        assert self.pruner is not None
+        return self._return_without(removal, self.pruner.stand_ins(removal, self._run_on_data), check)
+
     @abstractmethod
-    def _return_without(self, removal: Mapping[str, Tensor], inputs: Inputs, check: Check) -> float:
+    def _return_without(self, removal: Mapping[str, Tensor], stand_ins: StandIns, check: Check) -> float:
         """What a copy of the agent that has lost these units is worth: the more the better, 0 if nothing."""
 
     @abstractmethod

@@ -272,7 +272,7 @@ def _remove(pruner: Pruner, step: int, subject: Subject) -> Event:
         for _ in range(BATCHES):
             subject.agent.run_on(subject.batch)
 
-    return pruner.prune(step, pruner.inputs(run_on_data))
+    return pruner.prune(step, run_on_data)
 
 
 def _pruner(agent: TDMPC) -> Pruner:

@@ -28,7 +28,7 @@ from tdmpc_prune.faults import simulator_line
 from tdmpc_prune.latency import plan_latency
 from tdmpc_prune.logger import Logger, read_metrics
 from tdmpc_prune.origin import check_origin
-from tdmpc_prune.pruning.compensation import BATCHES, Inputs
+from tdmpc_prune.pruning.compensation import BATCHES, StandIns
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Event
 from tdmpc_prune.pruning.surgery import remove_units
@@ -198,10 +198,10 @@ class Training(Run):
     def _outcome(self, check: Check) -> float:
         return self._return(self.agent, self.config.prune.eval_episodes, check)
 
-    def _return_without(self, removal: Mapping[str, Tensor], inputs: Inputs, check: Check) -> float:
+    def _return_without(self, removal: Mapping[str, Tensor], stand_ins: StandIns, check: Check) -> float:
         copy = self.agent.copy_for_acting()
         if removal:
-            remove_units(copy, find_groups(copy), removal, inputs)
+            remove_units(copy, find_groups(copy), removal, stand_ins)
         # By other episodes than those that judge it.
         return self._return(copy, self.config.prune.calibration_episodes, check, skip=self.evaluator.episodes)
 

@@ -4,6 +4,9 @@ What a unit of a trained network says is nearly a linear function of what its ne
 layers that read it take that function over: their other columns and their bias get the best stand-in for the
 columns that they lose, by least squares on real inputs. So do He et al. (2017, arXiv 1707.06168) with channels of
 convolutions; here it is done for all groups at once, the coupling ones too, and while the network learns.
+
+Where LayerNorm stands before a layer, its other inputs change, too: they are normalised over fewer. That is known
+before it happens, and taken over likewise.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
-from tdmpc_prune.pruning.groups import Group
+from tdmpc_prune.pruning.groups import Group, Prunable
 
 BATCHES = 2
 """Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
@@ -24,84 +29,175 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Mean [I] and covariance [I, I] of a layer's inputs."""
+class StandIn:
+    """What a layer will miss of its inputs x [I], from those that it will still read: y [M] = matrix x + constant."""
 
-    mean: Tensor
-    covariance: Tensor
-    ridge: float
-    """Added to the variances, as a share of their mean: inputs that hardly vary stand in for nobody."""
-
-    def stand_in(self, lost: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs x[lost] [R] from the others: matrix [R, I], zero in the lost columns, and constant [R]."""
-        stays = torch.ones(len(self.mean), dtype=torch.bool)
-        stays[lost] = False
-        kept = stays.nonzero().squeeze(1)
-        within = self.covariance[kept][:, kept]
-        ridge = self.ridge * within.diagonal().mean() + torch.finfo(torch.float64).tiny
-        across = self.covariance[kept][:, lost]
-        eye = torch.eye(len(kept), dtype=within.dtype, device=within.device)
-        matrix = self.covariance.new_zeros(len(lost), len(self.mean))
-        matrix[:, kept] = torch.linalg.solve(within + ridge * eye, across).t()
-        return matrix, self.mean[lost] - matrix @ self.mean
+    missing: Tensor
+    """Columns [M] that y stands in for: the lost ones; all, where those that stay change as well."""
+    matrix: Tensor
+    """[M, I], zero in the lost columns."""
+    constant: Tensor
+    """[M]"""
 
 
-Inputs = Mapping[Place, Moments]
-"""Of every layer that reads units."""
+StandIns = Mapping[Place, StandIn]
+"""Of every layer that loses columns."""
 
 
-class _Seen:
-    """Moments of what came by so far, batch by batch (Chan et al. 1979)."""
+class Regression:
+    """Least squares of y [M] from x [K], by moments of what came by so far, batch by batch (Chan et al. 1979)."""
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.means = self._scatter = torch.zeros(())
 
-    def add(self, x: Tensor) -> None:
-        """Takes inputs [N, I] into account."""
-        count = len(x)
-        mean = x.mean(0)
-        centred = x - mean
-        step, total = mean.double() - self.mean, self.count + count
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Takes rows [N, K] and [N, M] into account."""
+        both = torch.cat([x, y], dim=1)
+        if not self.count:
+            self.means = torch.zeros(both.shape[1], dtype=torch.float64, device=x.device)
+            self._scatter = torch.zeros(x.shape[1], both.shape[1], dtype=torch.float64, device=x.device)
+        count, inputs = len(both), x.shape[1]
+        mean = both.mean(0)
+        centred = both - mean
+        step, total = mean.double() - self.means, self.count + count
         # Products of centred float32 numbers: the ridge is far more than they err.
-        self.scatter += (centred.t() @ centred).double()
-        self.scatter += torch.outer(step, step) * (self.count * count / total)
-        self.mean += step * (count / total)
+        self._scatter += (centred[:, :inputs].t() @ centred).double()
+        self._scatter += torch.outer(step[:inputs], step) * (self.count * count / total)
+        self.means += step * (count / total)
         self.count = total
+
+    @property
+    def finite(self) -> bool:
+        """Whether something came by, and all of it was finite."""
+        return self.count > 0 and bool(self._scatter.isfinite().all())
+
+    def fit(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """y from x: matrix [M, K] and constant [M].
+
+        Args:
+            ridge: added to the variances of x, as a share of their mean: what hardly varies tells of nothing.
+        """
+        inputs = len(self._scatter)
+        within, across = (self._scatter / self.count).tensor_split([inputs], dim=1)
+        extra = ridge * within.diagonal().mean() + torch.finfo(torch.float64).tiny
+        eye = torch.eye(inputs, dtype=within.dtype, device=within.device)
+        matrix = torch.linalg.solve(within + extra * eye, across).t()
+        x, y = self.means.tensor_split([inputs])
+        return matrix, y - matrix @ x
+
+
+class _Reader:
+    """A layer that will lose columns, listened to while the agent runs."""
+
+    def __init__(self, module: nn.Module, lost: Tensor) -> None:
+        self.module = module
+        self.width = module.get_parameter("weight").shape[1]
+        stays = torch.ones(self.width, dtype=torch.bool)
+        stays[lost] = False
+        self.missing, self.kept = lost, stays.nonzero().squeeze(1)
+        self.seen = Regression()
+
+    def listen(self) -> list[RemovableHandle]:
+        """Sees what it reads, from now on."""
+        return [self.module.register_forward_pre_hook(lambda _, inputs: self.see(_rows(inputs[0])))]
+
+    def see(self, x: Tensor) -> None:
+        """Takes inputs [N, I] into account."""
+        self.seen.add(x[:, self.kept], x[:, self.missing])
+
+    def stand_in(self, ridge: float) -> StandIn:
+        """The best one."""
+        matrix, constant = self.seen.fit(ridge)
+        wide = matrix.new_zeros(len(self.missing), self.width)
+        wide[:, self.kept] = matrix
+        return StandIn(self.missing, wide, constant)
+
+
+class _NormalisedReader(_Reader):
+    """One that reads what LayerNorm has normalised: over fewer, what stays will be other numbers."""
+
+    def __init__(
+        self, module: nn.Module, lost: Tensor, norm: nn.LayerNorm, between: Sequence[nn.Module]
+    ) -> None:
+        super().__init__(module, lost)
+        self.norm, self.between = norm, between
+        self.missing = torch.arange(self.width)
+
+    def listen(self) -> list[RemovableHandle]:
+        return [self.norm.register_forward_pre_hook(self._expect), *super().listen()]
+
+    def see(self, x: Tensor) -> None:
+        missing = x.clone()
+        missing[:, self.kept] -= self._left
+        self.seen.add(self._left, missing)
+
+    def _expect(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Works out what will be left [N, K] of its next inputs."""
+        norm = self.norm
+        scale, shift = (None if p is None else p[self.kept] for p in (norm.weight, norm.bias))
+        x = F.layer_norm(inputs[0][..., self.kept], (len(self.kept),), scale, shift, norm.eps)
+        for module in self.between:
+            x = module(x)
+        self._left = _rows(x)
 
 
 @torch.no_grad()
-def inputs_of(groups: Sequence[Group], forward: Callable[[], object], ridge: float) -> dict[Place, Moments]:
-    """Moments of the inputs of every layer that reads units, while `forward` runs the components on real data.
+def stand_ins(
+    agent: Prunable,
+    groups: Sequence[Group],
+    removal: Mapping[str, Tensor],
+    forward: Callable[[], object],
+    ridge: float,
+) -> dict[Place, StandIn]:
+    """What takes the place of removed units in every layer that reads some of them.
 
     A layer that is not reached, or reads what is not finite, is left out.
 
     Args:
-        groups: whose readers are watched.
-        forward: runs them.
-        ridge: of the fit (see `Moments`); more than 0.
+        agent: as it is now.
+        groups: of it.
+        removal: units to remove, by group.
+        forward: runs the components on real data.
+        ridge: of the fit (see `Regression.fit`); more than 0.
     """
-    readers = {m.module: (m.component, m.layer) for g in groups for m in g.members if m.role == "in"}
-    seen: dict[nn.Module, _Seen] = {}
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        if module not in seen:
-            seen[module] = _Seen(x.shape[1], x.device)
-        seen[module].add(x)
-
-    hooks = [module.register_forward_pre_hook(note) for module in readers]
+    components = agent.components()
+    readers: dict[Place, _Reader] = {}
+    for (component, layer), lost in lost_columns(groups, removal).items():
+        module = components[component].get_submodule(layer)
+        before = _norm_before(components[component], layer)
+        readers[component, layer] = (
+            _NormalisedReader(module, lost, *before) if before else _Reader(module, lost)
+        )
+    hooks = [hook for reader in readers.values() for hook in reader.listen()]
     try:
-        forward()
+        if readers:
+            forward()
     finally:
         for hook in hooks:
             hook.remove()
-    return {
-        place: Moments(seen[module].mean, seen[module].scatter / seen[module].count, ridge)
-        for module, place in readers.items()
-        if module in seen and bool(seen[module].scatter.isfinite().all())
-    }
+    return {place: reader.stand_in(ridge) for place, reader in readers.items() if reader.seen.finite}
+
+
+def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[nn.Module]] | None:
+    """LayerNorm before a layer in the same `nn.Sequential`, with what stands between, unless that has parameters."""
+    path, _, name = layer.rpartition(".")
+    parent = component.get_submodule(path)
+    if not isinstance(parent, nn.Sequential):
+        return None
+    names = list(dict(parent.named_children()))
+    between: list[nn.Module] = []
+    for module in reversed(list(parent)[: names.index(name)]):
+        if isinstance(module, nn.LayerNorm):
+            return module, between[::-1]
+        if next(module.parameters(), None) is not None:
+            return None
+        between.append(module)
+    return None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def lost_columns(groups: Sequence[Group], removal: Mapping[str, Tensor]) -> dict[Place, Tensor]:
@@ -116,13 +212,12 @@ def lost_columns(groups: Sequence[Group], removal: Mapping[str, Tensor]) -> dict
 
 
 @torch.no_grad()
-def taken_over(layer: nn.Module, lost: Tensor, moments: Moments) -> dict[str, Tensor]:
-    """Weight [O, I] and bias [O], if it has one, of a linear layer that does without these columns.
+def taken_over(layer: nn.Module, stand_in: StandIn) -> dict[str, Tensor]:
+    """Weight [O, I] and bias [O], if it has one, of a linear layer that does with less.
 
     The lost columns themselves are left as they are.
     """
-    matrix, constant = moments.stand_in(lost)
     parameters = dict(layer.named_parameters(recurse=False))
-    columns = parameters["weight"].double()[:, lost]
-    more = {"weight": columns @ matrix, "bias": columns @ constant}
+    columns = parameters["weight"].double()[:, stand_in.missing]
+    more = {"weight": columns @ stand_in.matrix, "bias": columns @ stand_in.constant}
     return {name: (p.double() + more[name]).to(p.dtype) for name, p in parameters.items()}

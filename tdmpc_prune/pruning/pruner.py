@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tdmpc_prune.pruning.allocation import Curve, allocate, check_target
-from tdmpc_prune.pruning.compensation import Inputs, inputs_of
+from tdmpc_prune.pruning.compensation import StandIns, stand_ins
 from tdmpc_prune.pruning.config import PruneConfig, require
 from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
 from tdmpc_prune.pruning.importance import ImportanceTracker
@@ -152,16 +152,23 @@ class Pruner:
         self.calibrations = self._calibrations_by(step)
         return 1 + sum(len(c.shares) - 1 for c in curves.values())
 
-    def inputs(self, forward: Callable[[], object]) -> Inputs:
-        """What `prune` compensates with: the inputs of all layers while `forward` runs the agent on real data.
+    def stand_ins(self, removal: Mapping[str, Tensor], forward: Callable[[], object]) -> StandIns:
+        """What layers take over of what they lose in a removal, seen while `forward` runs the agent on real data.
 
         Nothing where the settings ask for no compensation.
         """
         config = self.config
-        return inputs_of(self.groups, forward, config.ridge) if config.compensation == "linear" else {}
+        if config.compensation == "none":
+            return {}
+        return stand_ins(self.agent, self.groups, removal, forward, config.ridge)
 
-    def prune(self, step: int, inputs: Inputs | None = None) -> Event:
-        """Removes what is due at this step of the schedule; what is left takes over what it can, given `inputs`.
+    def prune(self, step: int, forward: Callable[[], object] | None = None) -> Event:
+        """Removes what is due at this step of the schedule.
+
+        Args:
+            step: step of the schedule.
+            forward: runs the agent on real data, for what is left to take over what it can; None: it takes over
+                nothing.
 
         Raises:
             ValueError: the allocation is `calibrated`, and a calibration is due that was not made.
@@ -178,7 +185,8 @@ class Pruner:
         kept_back = _count(wanted) - _count(held)
         removal = wanted if last else held
         kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
-        self.groups = remove_units(self.agent, self.groups, removal, inputs)
+        taken_over = self.stand_ins(removal, forward) if forward else {}
+        self.groups = remove_units(self.agent, self.groups, removal, taken_over)
         self.tracker.keep(kept, self.groups)
         self.events = events
         missing = self.initial_parameters * (scheduled - self.sparsity)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from tdmpc_prune.pruning.compensation import Inputs, lost_columns, taken_over
+from tdmpc_prune.pruning.compensation import StandIns, taken_over
 from tdmpc_prune.pruning.groups import Group, Prunable, TraceError, find_groups
 
 Removal = Mapping[str, Tensor]
@@ -15,13 +15,13 @@ Removal = Mapping[str, Tensor]
 
 
 def remove_units(
-    agent: Prunable, groups: Sequence[Group], removal: Removal, inputs: Inputs | None = None
+    agent: Prunable, groups: Sequence[Group], removal: Removal, stand_ins: StandIns | None = None
 ) -> list[Group]:
     """Removes units from networks, mirrors and optimisers; returns the groups of what is left.
 
     Parameters that lose something are replaced by new ones; the optimisers hold those, with their moments
-    cut at the same indices. Gradients are dropped. Layers whose `inputs` are known take over what they can of
-    what they lose (see `compensation`).
+    cut at the same indices. Gradients are dropped. Layers that have one of the `stand_ins` for this removal take
+    over what they can of what they lose (see `compensation`).
 
     Raises:
         ValueError: a position is out of range, or a group would lose all units; nothing is changed.
@@ -37,12 +37,11 @@ def remove_units(
 
     kept = _kept(groups, removal)
     taken: dict[nn.Module, dict[str, Tensor]] = {}
-    for place, gone in lost_columns(groups, removal).items():
-        if inputs and place in inputs:
-            for module in _modules(copies, *place):
-                taken[module] = taken_over(module, gone, inputs[place])
-                for name in taken[module]:
-                    kept.setdefault((*place, name), {})
+    for place, stand_in in (stand_ins or {}).items():
+        for module in _modules(copies, *place):
+            taken[module] = taken_over(module, stand_in)
+            for name in taken[module]:
+                kept.setdefault((*place, name), {})
 
     replaced: dict[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]] = {}
     for (component, layer, name), cuts in kept.items():

@@ -13,7 +13,7 @@ from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import DEBUG, LAPTOP
 from agents.tdmpc.updates import Updates
 from tdmpc_prune.config import TDMPCTrainConfig, WandbConfig
-from tdmpc_prune.pruning.compensation import inputs_of
+from tdmpc_prune.pruning.compensation import stand_ins
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Pruner
@@ -229,8 +229,10 @@ def test_layers_take_over_what_they_do_on_a_cpu():
         tensors = {n: torch.tensor(v, dtype=torch.float32, device=device) for n, v in rows.items()}
         batch = dataclasses.replace(batch, **tensors)
         groups = find_groups(agent)
-        inputs = inputs_of(groups, partial(agent.run_on, batch), 0.1)
-        remove_units(agent, groups, {g.name: torch.arange(0, g.units, 3) for g in groups}, inputs)
+        removal = {g.name: torch.arange(0, g.units, 3) for g in groups}
+        remove_units(
+            agent, groups, removal, stand_ins(agent, groups, removal, partial(agent.run_on, batch), 0.1)
+        )
         left[device] = {name: p.detach().cpu() for name, p in agent.model.named_parameters()}
     for name, value in left["cpu"].items():
         torch.testing.assert_close(left["cuda"][name], value, rtol=1e-2, atol=1e-3, msg=name)
