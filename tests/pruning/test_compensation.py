@@ -8,8 +8,9 @@ import torch
 from test_groups import alone
 from test_surgery import SkipsInputs, fingerprint
 from torch import nn
+from torch.nn import functional as F
 
-from tdmpc_prune.pruning.compensation import Moments, inputs_of, lost_columns, taken_over
+from tdmpc_prune.pruning.compensation import Regression, StandIn, lost_columns, stand_ins, taken_over
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.groups import TraceError, find_groups
 from tdmpc_prune.pruning.pruner import Pruner
@@ -34,80 +35,157 @@ def data() -> np.ndarray:
     return x + rng.normal(size=6)
 
 
-def moments_of(x: np.ndarray, ridge: float = PLAIN) -> Moments:
-    covariance = np.cov(x.T, bias=True)
-    return Moments(torch.tensor(x.mean(0)), torch.tensor(covariance), ridge)
+def keep_indices_of(width, lost):
+    return [i for i in range(width) if i not in lost.tolist()]
 
 
-def test_moments_are_those_of_all_batches_together(data):
-    net = nn.Sequential(nn.Linear(3, 6), nn.ELU(), nn.Linear(6, 2))
+KEPT = keep_indices_of(6, LOST)
+
+
+def seen(data) -> Regression:
+    """Of the lost inputs from the others, in float32, as networks compute."""
+    found, x = Regression(), torch.tensor(data, dtype=torch.float32)
+    for part in (x[:1], x[1:8], x[8:]):
+        found.add(part[:, KEPT], part[:, LOST])
+    return found
+
+
+def passing_on(data) -> nn.Sequential:
+    """A network whose last layer reads [x, x @ ...] of `data`'s shape: ELU leaves everything there as it is."""
+    net = nn.Sequential(nn.Linear(6, 6), nn.ELU(), nn.Linear(6, 2))
     with torch.no_grad():
-        net[0].bias.fill_(100.0)  # so that ELU leaves everything as it is
-    x = torch.tensor(data[:, :3], dtype=torch.float32)
-
-    def forward():
-        for part in (x[:1], x[1:7].reshape(2, 3, 3), x[7:]):
-            net(part)
-
-    found = inputs_of(find_groups(alone(net)), forward, RIDGE)
-    assert list(found) == [("net", "2")]
-    read = data[:, :3] @ net[0].weight.detach().numpy().T + 100
-    np.testing.assert_allclose(found["net", "2"].mean, read.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(found["net", "2"].covariance, np.cov(read.T, bias=True), rtol=1e-3, atol=1e-4)
-    assert not any(module._forward_pre_hooks for module in net)
+        net[0].weight.copy_(torch.eye(6))
+        net[0].bias.fill_(100.0)
+    return net
 
 
-def test_the_stand_in_is_numpys_regression_with_a_constant(data):
-    matrix, constant = moments_of(data).stand_in(LOST)
-    kept = [0, 2, 3, 5]
-    design = np.column_stack([data[:, kept], np.ones(len(data))])
+def test_the_fit_is_numpys_regression_with_a_constant(data):
+    matrix, constant = seen(data).fit(PLAIN)
+    design = np.column_stack([data[:, KEPT], np.ones(len(data))])
     solution = np.linalg.lstsq(design, data[:, LOST.tolist()], rcond=None)[0]
-    np.testing.assert_allclose(matrix[:, kept], solution[:-1].T, atol=1e-6)
-    np.testing.assert_allclose(constant, solution[-1], atol=1e-6)
-    assert (matrix[:, LOST] == 0).all()
+    np.testing.assert_allclose(matrix, solution[:-1].T, atol=1e-5)
+    np.testing.assert_allclose(constant, solution[-1], atol=1e-5)
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1])
 def test_the_ridge_is_a_share_of_the_mean_variance(data, ridge):
-    matrix, _ = moments_of(data, ridge).stand_in(LOST)
-    kept = [0, 2, 3, 5]
+    matrix, _ = seen(data).fit(ridge)
     centred = data - data.mean(0)
-    extra = np.sqrt(ridge * centred[:, kept].var(0).mean() * len(data))
-    design = np.vstack([centred[:, kept], extra * np.eye(4)])
+    extra = np.sqrt(ridge * centred[:, KEPT].var(0).mean() * len(data))
+    design = np.vstack([centred[:, KEPT], extra * np.eye(4)])
     wanted = np.vstack([centred[:, LOST.tolist()], np.zeros((4, 2))])
-    np.testing.assert_allclose(matrix[:, kept], np.linalg.lstsq(design, wanted, rcond=None)[0].T, atol=1e-9)
+    np.testing.assert_allclose(matrix, np.linalg.lstsq(design, wanted, rcond=None)[0].T, atol=1e-5)
+
+
+def test_a_layers_stand_in_is_of_all_batches_that_it_reads(data):
+    net, x = passing_on(data), torch.tensor(data, dtype=torch.float32)
+    agent = alone(net, inputs=6)
+
+    def forward():
+        for part in (x[:1], x[1:7].reshape(2, 3, 6), x[7:]):
+            net(part)
+
+    found = stand_ins(agent, find_groups(agent), {"net.0": LOST}, forward, PLAIN)
+    assert list(found) == [("net", "2")]
+    stand_in = found["net", "2"]
+    matrix, constant = seen(data + 100).fit(PLAIN)
+    assert stand_in.missing.tolist() == LOST.tolist()
+    np.testing.assert_allclose(stand_in.matrix[:, KEPT], matrix, atol=1e-4)
+    np.testing.assert_allclose(stand_in.constant, constant, atol=1e-2)
+    assert (stand_in.matrix[:, LOST] == 0).all()
+    assert not any(module._forward_pre_hooks for module in net)
 
 
 def test_inputs_that_never_vary_go_into_the_bias():
-    moments = Moments(
-        torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64), torch.zeros(3, 3, dtype=torch.float64), RIDGE
-    )
+    found = Regression()
+    found.add(torch.tensor([[2.0, 0.5]] * 3), torch.tensor([[-1.0]] * 3))
+    matrix, constant = found.fit(RIDGE)
+    assert not matrix.any()
     layer = nn.Linear(3, 2)
-    taken = taken_over(layer, torch.tensor([1]), moments)
+    taken = taken_over(layer, StandIn(torch.tensor([1]), torch.zeros(1, 3).double(), constant))
     torch.testing.assert_close(taken["bias"], layer.bias - layer.weight[:, 1])
     torch.testing.assert_close(taken["weight"], layer.weight)
+
+
+def stand_in_of(data) -> StandIn:
+    matrix, constant = seen(data).fit(PLAIN)
+    wide = torch.zeros(2, 6, dtype=torch.float64)
+    wide[:, KEPT] = matrix
+    return StandIn(LOST, wide, constant)
 
 
 def test_no_other_weights_would_err_less(data):
     """The error of what is left is orthogonal to its inputs, and to a constant."""
     layer = nn.Linear(6, 3).double()
-    taken = taken_over(layer, LOST, moments_of(data))
+    taken = taken_over(layer, stand_in_of(data))
     x = torch.tensor(data)
-    kept = keep_indices_of(6, LOST)
-    error = layer(x) - (x[:, kept] @ taken["weight"][:, kept].t() + taken["bias"])
-    torch.testing.assert_close(error.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-7, rtol=0)
-    torch.testing.assert_close(x[:, kept].t() @ error / 500, torch.zeros(4, 3).double(), atol=1e-6, rtol=0)
-    cut = layer(x) - (x[:, kept] @ layer.weight[:, kept].t() + layer.bias)
+    error = layer(x) - (x[:, KEPT] @ taken["weight"][:, KEPT].t() + taken["bias"])
+    torch.testing.assert_close(error.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x[:, KEPT].t() @ error / 500, torch.zeros(4, 3).double(), atol=1e-5, rtol=0)
+    cut = layer(x) - (x[:, KEPT] @ layer.weight[:, KEPT].t() + layer.bias)
     assert error.square().mean() < cut.square().mean()
-
-
-def keep_indices_of(width, lost):
-    return [i for i in range(width) if i not in lost.tolist()]
 
 
 def test_a_layer_without_a_bias_takes_over_what_it_can(data):
     layer = nn.Linear(6, 3, bias=False)
-    assert list(taken_over(layer, LOST, moments_of(data))) == ["weight"]
+    assert list(taken_over(layer, stand_in_of(data))) == ["weight"]
+
+
+# After LayerNorm
+
+
+def normalised(between=nn.Tanh) -> nn.Sequential:
+    """A network with a LayerNorm that scales and shifts."""
+    net = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), between(), nn.Linear(6, 2))
+    with torch.no_grad():
+        net[1].weight.uniform_(0.5, 2.0)
+        net[1].bias.uniform_(-1.0, 1.0)
+    return net
+
+
+@pytest.mark.parametrize("between", [nn.Tanh, nn.ELU])
+def test_inputs_normalised_over_fewer_units_are_what_a_layer_fits(between):
+    """By hand: numpy's regression of what it said on what LayerNorm will make of the units that stay."""
+    net, x = normalised(between), torch.randn(400, 3)
+    agent = alone(net)
+    groups, removal = find_groups(agent), {"net.0": LOST}
+    with torch.no_grad():
+        said = net(x).numpy()
+        h = net[0](x)[:, KEPT]
+        left = net[2](F.layer_norm(h, (4,), net[1].weight[KEPT], net[1].bias[KEPT])).numpy()
+    found = stand_ins(agent, groups, removal, lambda: [net(x[:100]), net(x[100:].view(3, 100, 3))], PLAIN)
+    remove_units(agent, groups, removal, found)
+    design = np.column_stack([left, np.ones(400)])
+    solution = np.linalg.lstsq(design, said, rcond=None)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(net(x), design @ solution, atol=1e-3)
+
+
+def test_what_layer_norm_reads_is_left_as_it_is_while_the_agent_runs():
+    net, x = normalised(), torch.randn(50, 3)
+    agent = alone(net)
+    said, heard = net(x), []
+    stand_ins(agent, find_groups(agent), {"net.0": LOST}, lambda: heard.append(net(x)), RIDGE)
+    torch.testing.assert_close(heard[0], said, rtol=0, atol=0)
+    assert not any(module._forward_pre_hooks for module in net)
+
+
+class ByHand(nn.Module):
+    """LayerNorm is called by code: nobody can know what its units go through."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.down(torch.tanh(self.norm(self.up(x))))
+
+
+def test_layer_norm_elsewhere_than_right_before_a_layer_is_not_looked_into():
+    net = ByHand()
+    agent = alone(net)
+    found = stand_ins(agent, find_groups(agent), {"net.up": LOST}, lambda: net(torch.randn(50, 3)), RIDGE)
+    assert found["net", "down"].missing.tolist() == LOST.tolist()
 
 
 # In whole agents
@@ -133,10 +211,11 @@ def test_latent_units_that_say_nothing_of_their_own_go_unnoticed(tdmpc, batch):
     doubled(tdmpc.model)
     groups = find_groups(tdmpc)
     z, *others = outputs(tdmpc.model, batch)
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), PLAIN)
+    removal = {"latent": LOST}
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.run_on(batch), PLAIN)
     plain = deepcopy(tdmpc)
-    remove_units(plain, find_groups(plain), {"latent": LOST})
-    remove_units(tdmpc, groups, {"latent": LOST}, inputs)
+    remove_units(plain, find_groups(plain), removal)
+    remove_units(tdmpc, groups, removal, found)
     left, *now = outputs(tdmpc.model, batch)
     torch.testing.assert_close(left, z[..., keep_indices_of(6, LOST)], atol=1e-3, rtol=1e-3)
     for one, before, cut in zip(now, others, outputs(plain.model, batch)[1:], strict=True):
@@ -146,14 +225,14 @@ def test_latent_units_that_say_nothing_of_their_own_go_unnoticed(tdmpc, batch):
 
 def test_targets_follow_with_their_own_weights(tdmpc, batch):
     groups = find_groups(tdmpc)
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), RIDGE)
     removal = {"q1.0": torch.tensor([2, 9])}
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.run_on(batch), RIDGE)
     reader = tdmpc.target.components()["q1"][3]
-    wanted = taken_over(reader, removal["q1.0"], inputs["q1", "3"])
+    wanted = taken_over(reader, found["q1", "3"])
     online = tdmpc.components()["q1"][3].weight
     assert not torch.equal(online, reader.weight)
     kept = keep_indices_of(16, removal["q1.0"])
-    remove_units(tdmpc, groups, removal, inputs)
+    remove_units(tdmpc, groups, removal, found)
     left = tdmpc.target.components()["q1"][3]
     torch.testing.assert_close(left.weight, wanted["weight"][:, kept])
     torch.testing.assert_close(left.bias, wanted["bias"])
@@ -162,10 +241,11 @@ def test_targets_follow_with_their_own_weights(tdmpc, batch):
 
 
 def test_optimisers_hold_the_new_biases_with_their_moments(tdmpc, batch):
-    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch), RIDGE)
+    groups, removal = find_groups(tdmpc), {"reward.2": torch.tensor([0])}
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.run_on(batch), RIDGE)
     old = tdmpc.model.reward[4].bias  # an output's: it loses nothing
     moment = tdmpc.model_optimizer.state[old]["exp_avg"].clone()
-    remove_units(tdmpc, find_groups(tdmpc), {"reward.2": torch.tensor([0])}, inputs)
+    remove_units(tdmpc, groups, removal, found)
     new = tdmpc.model.reward[4].bias
     assert not torch.equal(new, old)
     assert new.requires_grad
@@ -179,9 +259,10 @@ def test_optimisers_hold_the_new_biases_with_their_moments(tdmpc, batch):
 
 
 def test_layers_that_lose_nothing_stay_as_they_are(tdmpc, batch):
-    inputs = inputs_of(find_groups(tdmpc), lambda: tdmpc.run_on(batch), RIDGE)
+    groups, removal = find_groups(tdmpc), {"policy.0": torch.tensor([3])}
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.run_on(batch), RIDGE)
     before = {name: p.clone() for name, p in tdmpc.model.named_parameters()}
-    remove_units(tdmpc, find_groups(tdmpc), {"policy.0": torch.tensor([3])}, inputs)
+    remove_units(tdmpc, groups, removal, found)
     changed = {
         name
         for name, p in tdmpc.model.named_parameters()
@@ -195,10 +276,10 @@ def test_everything_at_once_on_a_network_that_has_learned_is_nearer_to_what_it_w
     groups = find_groups(tdmpc)
     removal = {g.name: torch.arange(0, g.units // 3) for g in groups}
     before = outputs(tdmpc.model, batch)[1:]
-    inputs = inputs_of(groups, lambda: tdmpc.run_on(batch), RIDGE)
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.run_on(batch), RIDGE)
     plain = deepcopy(tdmpc)
     remove_units(plain, find_groups(plain), removal)
-    remove_units(tdmpc, groups, removal, inputs)
+    remove_units(tdmpc, groups, removal, found)
     errors = [
         sum((one - was).square().mean() for one, was in zip(outputs(m, batch)[1:], before, strict=True))
         for m in (tdmpc.model, plain.model)
@@ -211,10 +292,19 @@ def test_everything_at_once_on_a_network_that_has_learned_is_nearer_to_what_it_w
 
 def test_layers_that_are_not_reached_or_read_nan_are_left_out(tdmpc, batch):
     groups = find_groups(tdmpc)
-    found = inputs_of(groups, lambda: tdmpc.model.encode(batch.obs), RIDGE)
+    removal = {g.name: torch.tensor([0]) for g in groups}
+    found = stand_ins(tdmpc, groups, removal, lambda: tdmpc.model.encode(batch.obs), RIDGE)
     assert list(found) == [("encoder", "2")]
-    assert inputs_of(groups, lambda: tdmpc.model.encode(batch.obs * torch.nan), RIDGE) == {}
-    remove_units(tdmpc, groups, {"reward.0": torch.tensor([0])}, found)  # as if there were none
+    broken = batch.obs * torch.nan
+    assert stand_ins(tdmpc, groups, removal, lambda: tdmpc.model.encode(broken), RIDGE) == {}
+    remove_units(tdmpc, groups, removal, found)  # as if there were none for the others
+
+
+def test_nothing_is_run_where_nothing_is_lost(tdmpc):
+    def never():
+        raise AssertionError
+
+    assert stand_ins(tdmpc, find_groups(tdmpc), {}, never, RIDGE) == {}
 
 
 def test_lost_columns_are_where_the_units_stand(tdmpc):
@@ -230,11 +320,12 @@ def test_lost_columns_are_where_the_units_stand(tdmpc):
 def test_a_removal_that_is_undone_leaves_no_trace_of_it():
     agent = alone(SkipsInputs())
     groups = find_groups(agent)
-    inputs = inputs_of(groups, lambda: agent.nets["net"](torch.randn(20, 3)), RIDGE)
-    assert inputs
+    removal = {"net.up": torch.tensor([1])}
+    found = stand_ins(agent, groups, removal, lambda: agent.nets["net"](torch.randn(20, 3)), RIDGE)
+    assert found
     before = fingerprint(agent)
     with pytest.raises(TraceError, match="must match the size"):
-        remove_units(agent, groups, {"net.up": torch.tensor([1])}, inputs)
+        remove_units(agent, groups, removal, found)
     assert fingerprint(agent) == before
 
 
@@ -259,10 +350,9 @@ def test_the_pruner_compensates_where_it_is_asked_to(tdmpc, batch, kind):
     pruner = Pruner(tdmpc, config, config.schedule_over(100))
     pruner.tracker.updates = 1
     plain = deepcopy(tdmpc)
-    inputs = pruner.inputs(lambda: tdmpc.run_on(batch))
-    assert bool(inputs) == (kind == "linear")
     removal = pruner.choose(0.3)
-    pruner.prune(100, inputs)
+    assert bool(pruner.stand_ins(removal, lambda: tdmpc.run_on(batch))) == (kind == "linear")
+    pruner.prune(100, lambda: tdmpc.run_on(batch))
     remove_units(plain, find_groups(plain), removal)
     bias, cut = (agent.model.reward[4].bias for agent in (tdmpc, plain))
     assert torch.equal(bias, cut) == (kind == "none")
