@@ -51,9 +51,9 @@ class Regression:
         self.count = 0
         self.means = self._scatter = torch.zeros(())
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Takes rows [N, K] and [N, M] into account."""
-        both = torch.cat([x, y], dim=1)
+        both = x if y is None else torch.cat([x, y], dim=1)
         if not self.count:
             self.means = torch.zeros(both.shape[1], dtype=torch.float64, device=x.device)
             self._scatter = torch.zeros(x.shape[1], both.shape[1], dtype=torch.float64, device=x.device)
@@ -72,14 +72,19 @@ class Regression:
         """Whether something came by, and all of it was finite."""
         return self.count > 0 and bool(self._scatter.isfinite().all())
 
+    @property
+    def covariance(self) -> Tensor:
+        """Of x [K, K], in float64."""
+        return self._scatter[:, : len(self._scatter)] / self.count
+
     def fit(self, ridge: float) -> tuple[Tensor, Tensor]:
         """y from x: matrix [M, K] and constant [M].
 
         Args:
             ridge: added to the variances of x, as a share of their mean: what hardly varies tells of nothing.
         """
-        inputs = len(self._scatter)
-        within, across = (self._scatter / self.count).tensor_split([inputs], dim=1)
+        inputs, within = len(self._scatter), self.covariance
+        across = self._scatter[:, inputs:] / self.count
         extra = ridge * within.diagonal().mean() + torch.finfo(torch.float64).tiny
         eye = torch.eye(inputs, dtype=within.dtype, device=within.device)
         matrix = torch.linalg.solve(within + extra * eye, across).t()
@@ -100,7 +105,7 @@ class _Reader:
 
     def listen(self) -> list[RemovableHandle]:
         """Sees what it reads, from now on."""
-        return [self.module.register_forward_pre_hook(lambda _, inputs: self.see(_rows(inputs[0])))]
+        return [self.module.register_forward_pre_hook(lambda _, inputs: self.see(rows(inputs[0])))]
 
     def see(self, x: Tensor) -> None:
         """Takes inputs [N, I] into account."""
@@ -139,7 +144,7 @@ class _NormalisedReader(_Reader):
         x = F.layer_norm(inputs[0][..., self.kept], (len(self.kept),), scale, shift, norm.eps)
         for module in self.between:
             x = module(x)
-        self._left = _rows(x)
+        self._left = rows(x)
 
 
 @torch.no_grad()
@@ -196,7 +201,8 @@ def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[n
     return None
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows(x: Tensor) -> Tensor:
+    """Inputs [..., I] as rows [N, I]."""
     return x.reshape(-1, x.shape[-1])
 
 

@@ -21,6 +21,7 @@ Criterion = Literal[
 ]
 Allocation = Literal["uniform", "global", "calibrated"]
 Compensation = Literal["linear", "none"]
+Selection = Literal["scores", "surgeon", "residual"]
 Normalisation = Literal["component", "loss", "none"]
 
 
@@ -121,6 +122,9 @@ class PruneConfig:
     ridge: float = 0.1
     """linear: how small the weights are kept that take over. Less keeps more of the outcome at a removal, and is
     a worse place to learn on from."""
+    selection: Selection = "scores"
+    """Within a group. scores: the lowest go; surgeon: those that are missed least once the others have taken over,
+    by their scores; residual: likewise, whatever their scores."""
     schedule: Kind = "geometric"
     """Course of the sparsity between `start` and `end`."""
     start: float = 0.2
@@ -145,6 +149,7 @@ class PruneConfig:
             ("criterion", (*get_args(Criterion), "none")),
             ("allocation", get_args(Allocation)),
             ("compensation", get_args(Compensation)),
+            ("selection", get_args(Selection)),
             ("schedule", get_args(Kind)),
         ):
             value = getattr(self, name)
@@ -153,6 +158,10 @@ class PruneConfig:
         require(
             0 <= self.start < self.end <= 1,
             f"start is {self.start} and end {self.end}; choose shares of training, 0 <= start < end <= 1",
+        )
+        require(
+            self.selection == "scores" or self.compensation != "none",
+            f"selection is {self.selection!r}, which counts on compensation, but that is 'none': choose 'scores'",
         )
         # Moments are sums of float32 products: less would fit their rounding.
         require(1e-4 <= self.ridge <= 1e4, f"ridge is {self.ridge}; choose 0.0001 to 10000, 0.1 for example")

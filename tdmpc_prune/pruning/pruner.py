@@ -16,8 +16,9 @@ from tdmpc_prune.pruning.config import PruneConfig, require
 from tdmpc_prune.pruning.groups import Group, Prunable, find_groups
 from tdmpc_prune.pruning.importance import ImportanceTracker
 from tdmpc_prune.pruning.schedule import Schedule
+from tdmpc_prune.pruning.selection import covariances, least_missed
 from tdmpc_prune.pruning.size import SizeModel
-from tdmpc_prune.pruning.surgery import keep_indices, remove_units
+from tdmpc_prune.pruning.surgery import Removal, keep_indices, remove_units
 
 LOGGED_CRITERIA = (
     "gradient",
@@ -171,8 +172,13 @@ class Pruner:
                 nothing.
 
         Raises:
-            ValueError: the allocation is `calibrated`, and a calibration is due that was not made.
+            ValueError: the allocation is `calibrated`, and a calibration is due that was not made; or the selection
+                is not by scores, and there is no `forward`.
         """
+        require(
+            forward is not None or self.config.selection == "scores",
+            f"selection is {self.config.selection!r}: give prune what runs the agent on real data",
+        )
         require(
             not self.calibration_due(step),
             "allocation is 'calibrated': call calibrate first, where it is due",
@@ -184,6 +190,8 @@ class Pruner:
         held = self.choose(scheduled, guard=guard) if guard else wanted
         kept_back = _count(wanted) - _count(held)
         removal = wanted if last else held
+        if self.config.selection != "scores":
+            removal = self._least_missed(removal, wanted, 0.0 if last else guard, forward)
         kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
         taken_over = self.stand_ins(removal, forward) if forward else {}
         self.groups = remove_units(self.agent, self.groups, removal, taken_over)
@@ -219,6 +227,19 @@ class Pruner:
             curves=self.curves,
             removable=partial(self._removable, guard) if guard else None,
         )
+
+    def _least_missed(
+        self, removal: Removal, wanted: Removal, guard: float, forward: Callable[[], object] | None
+    ) -> dict[str, Tensor]:
+        """As many units of every group, but those that the others stand in for best; `wanted`: without the guard."""
+        assert forward is not None
+        seen, scores = covariances(self.groups, forward), self.tracker.scores(self._criterion)
+        left = dict(removal)
+        for name in removal.keys() & seen.keys():
+            score = scores[name].cpu() if self.config.selection == "surgeon" else seen[name].diagonal()
+            allowed = self._removable(guard, name, len(wanted[name])) if guard else None
+            left[name] = least_missed(score, seen[name], len(removal[name]), allowed)
+        return left
 
     def _events_by(self, step: int) -> int:
         return sum(event <= step for event in self.schedule.event_steps())
