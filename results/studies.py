@@ -152,6 +152,19 @@ def removals() -> Iterator[Work]:
             yield pruned(WALKER, seed, 0.9, *more)
 
 
+def selection() -> Iterator[Work]:
+    """Within a group: units by their scores alone, or by what the others cannot say in their place."""
+    for seed in SEEDS[:3]:
+        for sparsity, kind in product((0.98, 0.95, 0.9), ("scores", "surgeon")):
+            yield pruned(CARTPOLE, seed, sparsity, "--prune.selection", kind)
+    for kind, sparsity in product(("surgeon", "scores"), (0.9, 0.95)):
+        yield pruned(WALKER, 1, sparsity, "--prune.selection", kind)
+    for seed in SEEDS[:3]:
+        yield pruned(CARTPOLE, seed, 0.98, "--prune.selection", "residual")
+        for criterion in ("bayesian-saliency", "magnitude", "random"):
+            yield pruned(CARTPOLE, seed, 0.98, "--prune.selection", "surgeon", "--prune.criterion", criterion)
+
+
 def allocation() -> Iterator[Work]:
     """Who gives up how much: the three allocations, and the coupling latent protected, half, or alike."""
     coupling = of_sweep("coupling")
@@ -205,6 +218,10 @@ def autoencoder() -> Iterator[Work]:
         for one in grid:
             if one.config.seed == seed:
                 yield replace(one, scores=seed == 1)
+                if one.config.prune.compensation != "none":
+                    yield trial(*one.words, "--prune.selection", "surgeon")
+        for sparsity in (0.8, 0.9):
+            yield pruned("autoencoder", seed, sparsity, "--prune.selection", "residual")
 
 
 STUDIES = {
@@ -212,6 +229,7 @@ STUDIES = {
     "criteria": Study("Which criterion?", criteria),
     "validity": Study("Are the scores right?", validity),
     "removals": Study("What do intermediate removals do?", removals),
+    "selection": Study("Which of several that say the same?", selection),
     "allocation": Study("Which group can spare what?", allocation),
     "deadline": Study("Does it meet its deadline?", deadline),
     "stability": Study("Is it stable?", stability),
