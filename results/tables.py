@@ -66,8 +66,10 @@ def matrix(section: Section, value: Callable[[GroupResult], Estimate | None], di
     kept = [r for r in found if not r.group.dense]
     targets = sorted({r.group.target for r in kept})
     rows: dict[str, Row] = {}
-    for result in sorted(kept, key=lambda r: (cut_only(r.group), CRITERIA.index(criterion(r.group)))):
-        name = criterion(result.group) + (", cut only" if cut_only(result.group) else "")
+    for result in sorted(
+        kept, key=lambda r: (MANNERS.index(manner(r.group)), CRITERIA.index(criterion(r.group)))
+    ):
+        name = ", ".join(filter(None, (criterion(result.group), manner(result.group))))
         row = rows.setdefault(name, dict.fromkeys(map(percent, targets), NOTHING))
         row[percent(result.group.target)] = cell(value(result), digits, len(result.group.counted))
     whole = next((r for r in found if r.group.dense and not is_small(r.group, section)), None)
@@ -90,9 +92,15 @@ def criterion(group: RunGroup) -> str:
     return str(group.settings["prune.criterion"])
 
 
-def cut_only(group: RunGroup) -> bool:
-    """Whether nothing took over what removed units said."""
-    return group.settings.get("prune.compensation", "none") == "none"
+MANNERS = ("", "surgeon", "residual", "cut only")
+
+
+def manner(group: RunGroup) -> str:
+    """How units go, where that is not by their scores and compensated."""
+    if group.settings.get("prune.compensation", "none") == "none":
+        return "cut only"
+    selection = str(group.settings.get("prune.selection", "scores"))
+    return "" if selection == "scores" else selection
 
 
 def is_small(group: RunGroup, section: Section) -> bool:
@@ -222,6 +230,7 @@ TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "agent": agent,
     "criteria": criteria,
     "removals": listed,
+    "selection": listed,
     "allocation": allocation,
     "autoencoder": autoencoder,
 }

@@ -180,7 +180,7 @@ def earlier(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     known = {"prune.compensation": "none"} | settings
     if known["prune.compensation"] != "none":
-        known = {"prune.ridge": 1e-3} | known
+        known = {"prune.ridge": 1e-3, "prune.selection": "scores"} | known
     guard = known.get("prune.importance.guard")
     if criterion.startswith("bayesian") and guard is not None:
         known = {"prune.importance.guard_end": guard} | known

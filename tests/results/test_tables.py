@@ -17,7 +17,16 @@ from tdmpc_prune.analysis.statistics import Estimate
 
 
 def run_folder(
-    path, *, seed, criterion="none", compensation="linear", sparsity=0.9, returns=(), events=(), **agent
+    path,
+    *,
+    seed,
+    criterion="none",
+    compensation="linear",
+    selection=None,
+    sparsity=0.9,
+    returns=(),
+    events=(),
+    **agent,
 ):
     """A run of `returns` every 1,000 steps, `events` (step, before, after), ending at `sparsity`."""
     path.mkdir(parents=True)
@@ -27,7 +36,7 @@ def run_folder(
         "seed": seed,
         "steps": 1000 * (len(returns) - 1),
     }
-    prune = {
+    prune = ({"selection": selection} if selection else {}) | {
         "criterion": criterion,
         "allocation": "uniform",
         "compensation": compensation,
@@ -94,6 +103,20 @@ def test_criteria_by_sparsity_with_both_controls(section):
     assert rows["taylor"]["90%"] == "802 [801, 802] (2)"
     assert rows["dense"]["90%"] == "1000 [1000, 1000] (2)"
     assert rows["dense, this small"]["90%"] == "700 (1)"
+
+
+def test_ways_to_select_have_rows_of_their_own_and_older_runs_went_by_scores(tmp_path):
+    seeds = {None: 1, "scores": 2, "surgeon": 1, "residual": 1}
+    paths = [
+        run_folder(tmp_path / str(s), seed=n, criterion="taylor", selection=s, returns=(0, 10 * n))
+        for s, n in seeds.items()
+    ]
+    [found] = sections(read_runs(paths))
+    assert {row[""]: row["90%"] for row in matrix(found, lambda r: r.end)} == {
+        "taylor": "15 [10, 20] (2)",
+        "taylor, surgeon": "10 (1)",
+        "taylor, residual": "10 (1)",
+    }
 
 
 def test_the_readme_shows_what_is_recorded(tmp_path, monkeypatch):

@@ -254,6 +254,11 @@ SLIPS = {
     "allocation": ([*TASK, "--prune.allocation", "equal"], "uniform"),
     "schedule": ([*TASK, "--prune.schedule", "cosin"], "cosine"),
     "compensation": ([*TASK, "--prune.compensation", "linaer"], "linear"),
+    "selection": ([*TASK, "--prune.selection", "surgeons"], "surgeon"),
+    "selection without compensation": (
+        [*TASK, "--prune.selection", "surgeon", "--prune.compensation", "none"],
+        "selection is 'surgeon', which counts on compensation, but that is 'none': choose 'scores'",
+    ),
     "ridge": ([*TASK, "--prune.ridge", "0"], "ridge is 0.0; choose 0.0001 to 10000"),
     "normalisation": ([*TASK, "--prune.importance.normalisation", "layer"], "component"),
     "wandb mode": ([*TASK, "--wandb.mode", "of"], "offline"),
