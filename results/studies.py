@@ -154,15 +154,14 @@ def removals() -> Iterator[Work]:
 
 def selection() -> Iterator[Work]:
     """Within a group: units by their scores alone, or by what the others cannot say in their place."""
+    grid = of_sweep("selection")
     for seed in SEEDS[:3]:
-        for sparsity, kind in product((0.98, 0.95, 0.9), ("scores", "surgeon")):
-            yield pruned(CARTPOLE, seed, sparsity, "--prune.selection", kind)
-    for kind, sparsity in product(("surgeon", "scores"), (0.9, 0.95)):
-        yield pruned(WALKER, 1, sparsity, "--prune.selection", kind)
-    for seed in SEEDS[:3]:
-        yield pruned(CARTPOLE, seed, 0.98, "--prune.selection", "residual")
-        for criterion in ("bayesian-saliency", "magnitude", "random"):
-            yield pruned(CARTPOLE, seed, 0.98, "--prune.selection", "surgeon", "--prune.criterion", criterion)
+        yield from (one for one in grid if one.config.seed == seed)
+    surgeon = ("--prune.selection", "surgeon")
+    for kind, sparsity in product((surgeon, ()), (0.9, 0.95)):
+        yield pruned(WALKER, 1, sparsity, *kind)
+    for seed, criterion in product(SEEDS[:3], ("bayesian-saliency", "magnitude", "random")):
+        yield pruned(CARTPOLE, seed, 0.98, *surgeon, "--prune.criterion", criterion)
 
 
 def allocation() -> Iterator[Work]:
