@@ -1,19 +1,9 @@
 import os
-from pathlib import Path
 
 import pytest
-import yaml
+from sweep_files import written
 
 from tdmpc_prune.sweep.definition import Definition, read
-
-HEAD = {
-    "program": "tdmpc-prune",
-    "command": ["${program}", "train", "cartpole-swingup", "--preset", "debug", "${args}"],
-    "method": "grid",
-    "metric": {"name": "eval/return", "goal": "maximize"},
-    "parameters": {"seed": {"values": [1, 2]}},
-}
-"""A sweep that is right."""
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +15,6 @@ def alone(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))  # HOME stays: Ray keeps its token there
-
-
-def written(path: Path, **changes) -> Path:
-    """A sweep file: the right one with changes; None takes a key away."""
-    content = {key: value for key, value in (HEAD | changes).items() if value is not None}
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Sweep files that are wrong, or ask for what is not honoured, are refused by name; the others are understood."""
 
 import pytest
-from conftest import written
+from sweep_files import written
 
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.sweep.definition import read

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import written
+from sweep_files import written
 
 from tdmpc_prune.cli import main
 from tdmpc_prune.sweep.driver import Sweep

@@ -49,6 +49,7 @@ def test_all_that_the_readme_promises():
         "importance",
         "pareto",
         "schedule",
+        "selection",
         "smoke",
     }
 

@@ -1,7 +1,7 @@
 """What is checked before W&B gets a sweep."""
 
 import pytest
-from conftest import written
+from sweep_files import written
 
 from tdmpc_prune.cli import main
 from tdmpc_prune.sweep import wandb_engine
