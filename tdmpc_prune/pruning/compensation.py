@@ -185,16 +185,17 @@ def stand_ins(
 
 
 def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[nn.Module]] | None:
-    """LayerNorm before a layer in the same `nn.Sequential`, with what stands between, unless that has parameters."""
+    """LayerNorm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no parameters."""
     path, _, name = layer.rpartition(".")
     parent = component.get_submodule(path)
     if not isinstance(parent, nn.Sequential):
         return None
-    names = list(dict(parent.named_children()))
+    modules = dict(parent._modules)  # one that is there twice is named twice
+    width = parent.get_parameter(f"{name}.weight").shape[1]
     between: list[nn.Module] = []
-    for module in reversed(list(parent)[: names.index(name)]):
+    for module in reversed(list(parent)[: list(modules).index(name)]):
         if isinstance(module, nn.LayerNorm):
-            return module, between[::-1]
+            return (module, between[::-1]) if module.normalized_shape == (width,) else None
         if next(module.parameters(), None) is not None:
             return None
         between.append(module)

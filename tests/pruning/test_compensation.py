@@ -161,6 +161,15 @@ def test_inputs_normalised_over_fewer_units_are_what_a_layer_fits(between):
         np.testing.assert_allclose(net(x), design @ solution, atol=1e-3)
 
 
+def test_modules_may_be_there_twice():
+    tanh = nn.Tanh()
+    net = nn.Sequential(nn.Linear(3, 5), tanh, nn.Linear(5, 6), nn.LayerNorm(6), tanh, nn.Linear(6, 2))
+    found = stand_ins(
+        alone(net), find_groups(alone(net)), {"net.2": LOST}, lambda: net(torch.randn(50, 3)), RIDGE
+    )
+    assert found["net", "5"].missing.tolist() == list(range(6))
+
+
 def test_what_layer_norm_reads_is_left_as_it_is_while_the_agent_runs():
     net, x = normalised(), torch.randn(50, 3)
     agent = alone(net)
