@@ -156,11 +156,13 @@ def selection() -> Iterator[Work]:
     """Within a group: units by their scores alone, or by what the others cannot say in their place."""
     grid = of_sweep("selection")
     for seed in SEEDS[:3]:
+        yield dense(CARTPOLE, seed)
         yield from (one for one in grid if one.config.seed == seed)
+    yield dense(WALKER, 1)
     surgeon = ("--prune.selection", "surgeon")
     for kind, sparsity in product((surgeon, ()), (0.9, 0.95)):
         yield pruned(WALKER, 1, sparsity, *kind)
-    for seed, criterion in product(SEEDS[:3], ("bayesian-saliency", "magnitude", "random")):
+    for seed, criterion in product(SEEDS[:3], ("gradient", "magnitude", "random")):
         yield pruned(CARTPOLE, seed, 0.98, *surgeon, "--prune.criterion", criterion)
 
 
@@ -217,7 +219,8 @@ def autoencoder() -> Iterator[Work]:
         for one in grid:
             if one.config.seed == seed:
                 yield replace(one, scores=seed == 1)
-                if one.config.prune.compensation != "none":
+                prune = one.config.prune
+                if prune.compensation != "none" and not prune.criterion.startswith("bayesian"):
                     yield trial(*one.words, "--prune.selection", "surgeon")
         for sparsity in (0.8, 0.9):
             yield pruned("autoencoder", seed, sparsity, "--prune.selection", "residual")

@@ -1,6 +1,7 @@
 """Which units to remove now, so that sparsity comes as near to the schedule as it can without passing it.
 
-Three ways to share a removal out among the groups; within a group the lowest-scored units always go first:
+Three ways to share a removal out among the groups; within a group the lowest-scored units go first (or those that
+`selection` prefers: then only their number is decided here):
 
 - `uniform`: the same share of every group's initial width.
 - `global`: all units ranked together by score per parameter saved.

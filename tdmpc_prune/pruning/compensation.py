@@ -1,17 +1,18 @@
 """What removed units would have said goes into the layers that read them [ours].
 
-What a unit of a trained network says is nearly a linear function of what its neighbours say. Before it goes, the
-layers that read it take that function over: their other columns and their bias get the best stand-in for the
+What a unit says, its output, is in a trained network nearly a linear function of what its neighbours say. Before it
+goes, the layers that read it take that function over: their other columns and their bias get the best stand-in for the
 columns that they lose, by least squares on real inputs. So do He et al. (2017, arXiv 1707.06168) with channels of
 convolutions; here it is done for all groups at once, the coupling ones too, and while the network learns.
 
-Where LayerNorm stands before a layer, its other inputs change, too: they are normalised over fewer. That is known
-before it happens, and taken over likewise.
+Where LayerNorm stands before a layer, its other inputs change, too: they are normalised over fewer. In one and the same
+`nn.Sequential` that is known before it happens, and taken over likewise; elsewhere it is not looked into.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +55,8 @@ class Regression:
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Takes rows [N, K] and [N, M] into account."""
         both = x if y is None else torch.cat([x, y], dim=1)
+        if not len(both):
+            return
         if not self.count:
             self.means = torch.zeros(both.shape[1], dtype=torch.float64, device=x.device)
             self._scatter = torch.zeros(x.shape[1], both.shape[1], dtype=torch.float64, device=x.device)
@@ -128,14 +131,18 @@ class _NormalisedReader(_Reader):
         super().__init__(module, lost)
         self.norm, self.between = norm, between
         self.missing = torch.arange(self.width)
+        self._left: Tensor | None = None
 
     def listen(self) -> list[RemovableHandle]:
         return [self.norm.register_forward_pre_hook(self._expect), *super().listen()]
 
     def see(self, x: Tensor) -> None:
+        left, self._left = self._left, None
+        if left is None or len(left) != len(x):
+            return  # it does not come right from there
         missing = x.clone()
-        missing[:, self.kept] -= self._left
-        self.seen.add(self._left, missing)
+        missing[:, self.kept] -= left
+        self.seen.add(left, missing)
 
     def _expect(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Works out what will be left [N, K] of its next inputs."""
@@ -174,18 +181,32 @@ def stand_ins(
         readers[component, layer] = (
             _NormalisedReader(module, lost, *before) if before else _Reader(module, lost)
         )
-    hooks = [hook for reader in readers.values() for hook in reader.listen()]
-    try:
-        if readers:
+    if readers:
+        with watching(agent) as hooks:
+            hooks += [hook for reader in readers.values() for hook in reader.listen()]
             forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {place: reader.stand_in(ridge) for place, reader in readers.items() if reader.seen.finite}
 
 
+@contextmanager
+def watching(agent: Prunable) -> Iterator[list[RemovableHandle]]:
+    """A list for hooks, which are removed in the end; meanwhile nothing is dropped out."""
+    modules = [m for component in agent.components().values() for m in component.modules()]
+    training = [m for m in modules if m.training]
+    hooks: list[RemovableHandle] = []
+    for module in training:
+        module.training = False
+    try:
+        yield hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module in training:
+            module.training = True
+
+
 def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[nn.Module]] | None:
-    """LayerNorm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no parameters."""
+    """LayerNorm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no state."""
     path, _, name = layer.rpartition(".")
     parent = component.get_submodule(path)
     if not isinstance(parent, nn.Sequential):
@@ -196,7 +217,7 @@ def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[n
     for module in reversed(list(parent)[: list(modules).index(name)]):
         if isinstance(module, nn.LayerNorm):
             return (module, between[::-1]) if module.normalized_shape == (width,) else None
-        if next(module.parameters(), None) is not None:
+        if module.state_dict():
             return None
         between.append(module)
     return None

@@ -169,7 +169,7 @@ class Pruner:
         Args:
             step: step of the schedule.
             forward: runs the agent on real data, for what is left to take over what it can; None: it takes over
-                nothing.
+                nothing. Called twice where the selection is not by scores.
 
         Raises:
             ValueError: the allocation is `calibrated`, and a calibration is due that was not made; or the selection
@@ -190,8 +190,8 @@ class Pruner:
         held = self.choose(scheduled, guard=guard) if guard else wanted
         kept_back = _count(wanted) - _count(held)
         removal = wanted if last else held
-        if self.config.selection != "scores":
-            removal = self._least_missed(removal, wanted, 0.0 if last else guard, forward)
+        if forward and self.config.selection != "scores":
+            removal = self._least_missed(removal, forward)
         kept = {g.name: keep_indices(g, removal[g.name]) for g in self.groups if g.name in removal}
         taken_over = self.stand_ins(removal, forward) if forward else {}
         self.groups = remove_units(self.agent, self.groups, removal, taken_over)
@@ -210,7 +210,10 @@ class Pruner:
         )
 
     def choose(self, sparsity: float, *, guard: float = 0.0) -> dict[str, Tensor]:
-        """Units to remove, by group, to come to a sparsity; `guard`: how sure the evidence must be, 0: not at all."""
+        """Units to remove, by group, to come to a sparsity; `guard`: how sure the evidence must be, 0: not at all.
+
+        Where the selection is not by scores, it decides how many of every group.
+        """
         allocation = self.config.allocation
         if allocation == "calibrated" and self.curves is None:
             allocation = "uniform"  # until the first calibration
@@ -228,17 +231,13 @@ class Pruner:
             removable=partial(self._removable, guard) if guard else None,
         )
 
-    def _least_missed(
-        self, removal: Removal, wanted: Removal, guard: float, forward: Callable[[], object] | None
-    ) -> dict[str, Tensor]:
-        """As many units of every group, but those that the others stand in for best; `wanted`: without the guard."""
-        assert forward is not None
-        seen, scores = covariances(self.groups, forward), self.tracker.scores(self._criterion)
+    def _least_missed(self, removal: Removal, forward: Callable[[], object]) -> dict[str, Tensor]:
+        """As many units of every group, but those that the others stand in for best."""
+        seen, scores = covariances(self.agent, self.groups, forward), self.tracker.scores(self._criterion)
         left = dict(removal)
         for name in removal.keys() & seen.keys():
-            score = scores[name].cpu() if self.config.selection == "surgeon" else seen[name].diagonal()
-            allowed = self._removable(guard, name, len(wanted[name])) if guard else None
-            left[name] = least_missed(score, seen[name], len(removal[name]), allowed)
+            score = scores[name] if self.config.selection == "surgeon" else seen[name].diagonal()
+            left[name] = least_missed(score, seen[name], len(removal[name]))
         return left
 
     def _events_by(self, step: int) -> int:

@@ -1,9 +1,9 @@
 """Which units of a group go, where those that stay take over from them [ours].
 
 A score says what a unit is worth in the network as it is. With compensation only that part of it is lost which does
-not follow from the units that stay: of two that say the same, one can go for nothing, and then the other one is worth
-both. Optimal Brain Surgeon (Hassibi and Stork 1993) knows this of weights, by the inverse of the Hessian; here it is
-the inverse covariance of what units say.
+not follow from the units that stay: of two with the same output, one can go for next to nothing, and then the other
+one's score must count for both. Optimal Brain Surgeon (Hassibi and Stork 1993) knows this of weights, by the inverse of
+the Hessian; here it is the inverse covariance of the units' outputs, as they are while all units are there.
 """
 
 from __future__ import annotations
@@ -13,41 +13,38 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from tdmpc_prune.pruning.compensation import Regression, rows
-from tdmpc_prune.pruning.groups import Group
+from tdmpc_prune.pruning.compensation import Regression, rows, watching
+from tdmpc_prune.pruning.groups import Group, Prunable
 
 RIDGE = 1e-3
 """Added to the variances, as a share of their mean: float32 says no more of what follows from what."""
 LEAST = 1e-12
-"""Variance of units that say nothing."""
+"""Variance of units whose outputs never change."""
 
 
 @torch.no_grad()
-def covariances(groups: Sequence[Group], forward: Callable[[], object]) -> dict[str, Tensor]:
+def covariances(agent: Prunable, groups: Sequence[Group], forward: Callable[[], object]) -> dict[str, Tensor]:
     """Covariance [U, U] of every group's units as they are read, while `forward` runs the agent on real data.
 
-    A group that nobody reads meanwhile, or that says what is not finite, is left out.
+    A group that nobody reads meanwhile, or whose outputs are not finite, is left out.
     """
     seen = {group.name: Regression() for group in groups}
 
     def see(name: str, index: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: seen[name].add(rows(inputs[0])[:, index])
 
-    hooks = [
-        member.module.register_forward_pre_hook(see(group.name, member.index))
-        for group in groups
-        for member in group.members
-        if member.role == "in"
-    ]
-    try:
+    with watching(agent) as hooks:
+        hooks += [
+            member.module.register_forward_pre_hook(see(group.name, member.index))
+            for group in groups
+            for member in group.members
+            if member.role == "in"
+        ]
         forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {name: found.covariance.cpu() for name, found in seen.items() if found.finite}
 
 
-def least_missed(scores: Tensor, covariance: Tensor, count: int, allowed: Tensor | None = None) -> Tensor:
+def least_missed(scores: Tensor, covariance: Tensor, count: int) -> Tensor:
     """Units [count] of a group that are missed least, one after the other, in this order.
 
     What a unit is missed for is its score, times the share of its variance that the units which stay leave
@@ -57,7 +54,6 @@ def least_missed(scores: Tensor, covariance: Tensor, count: int, allowed: Tensor
         scores: of all units [U], 0 or more.
         covariance: of what they say [U, U].
         count: how many go.
-        allowed: which of them may go [U], at least `count`; None: all.
     """
     eye = torch.eye(len(scores), dtype=torch.float64)
     covariance = covariance + (RIDGE * covariance.diagonal().mean() + LEAST) * eye
@@ -65,15 +61,15 @@ def least_missed(scores: Tensor, covariance: Tensor, count: int, allowed: Tensor
     # Row r: unit r from those that are left. One that is left says itself.
     told = eye.clone()
     weight = scores.double().cpu() / covariance.diagonal()
-    free = torch.ones(len(scores), dtype=torch.bool) if allowed is None else allowed.cpu().clone()
+    left = torch.ones(len(scores), dtype=torch.bool)
     gone: list[int] = []
     for _ in range(count):
-        # Without unit u, every residual grows by what u told of it, times what the others do not tell of u.
+        # Without u, what is unexplained of each grows by u's part in explaining it, times what is unexplained of u.
         added = (weight @ told.square()) / precision.diagonal()
-        unit = int(torch.where(free, added, torch.inf).argmin())
+        unit = int(torch.where(left, added, torch.inf).argmin())
         share = precision[unit] / precision[unit, unit]
         told -= torch.outer(told[:, unit], share)
         precision -= torch.outer(precision[:, unit], share)
-        free[unit] = False
+        left[unit] = False
         gone.append(unit)
     return torch.tensor(gone, dtype=torch.long)

@@ -179,6 +179,42 @@ def test_what_layer_norm_reads_is_left_as_it_is_while_the_agent_runs():
     assert not any(module._forward_pre_hooks for module in net)
 
 
+def test_nothing_is_dropped_out_while_the_agent_is_watched():
+    net = nn.Sequential(nn.Linear(3, 64), nn.LayerNorm(64), nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, 2))
+    agent, x = alone(net), torch.randn(500, 3)
+    net[3].eval()  # one that does not follow the others
+    net[2].train()
+    state, before = torch.random.get_rng_state(), net[4].weight.detach().clone()
+    modes = [module.training for module in net]
+    net[3].train()
+    groups, removal = find_groups(agent), {"net.0": torch.tensor([7])}
+    found = stand_ins(agent, groups, removal, lambda: net(x), RIDGE)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [module.training for module in net] == [*modes[:3], True, modes[4]]
+    remove_units(agent, groups, removal, found)
+    kept = [i for i in range(64) if i != 7]
+    assert net[4].weight.norm().item() == pytest.approx(before[:, kept].norm().item(), rel=0.05)
+
+
+def test_what_does_not_come_right_from_layer_norm_is_left_out():
+    net, x = normalised(), torch.randn(40, 3)
+    agent = alone(net)
+    groups, removal = find_groups(agent), {"net.0": LOST}
+
+    def in_parts():
+        net[3](torch.randn(9, 6))  # the head alone
+        net[:3](x[:5])
+        net[3](torch.randn(9, 6))  # the head, on other rows
+        net(x[:0])
+        net(x)
+
+    [parts], [whole] = (
+        stand_ins(agent, groups, removal, forward, RIDGE).values() for forward in (in_parts, lambda: net(x))
+    )
+    torch.testing.assert_close(parts.matrix, whole.matrix)
+    assert stand_ins(agent, groups, removal, lambda: net[3](torch.randn(9, 6)), RIDGE) == {}
+
+
 class ByHand(nn.Module):
     """LayerNorm is called by code: nobody can know what its units go through."""
 

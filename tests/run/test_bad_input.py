@@ -259,6 +259,14 @@ SLIPS = {
         [*TASK, "--prune.selection", "surgeon", "--prune.compensation", "none"],
         "selection is 'surgeon', which counts on compensation, but that is 'none': choose 'scores'",
     ),
+    "selection and calibrated": (
+        [*TASK, "--prune.selection", "residual", "--prune.allocation", "calibrated"],
+        "takes other units than allocation 'calibrated' measures: choose 'scores'",
+    ),
+    "selection and guard": (
+        [*TASK, "--prune.selection", "surgeon", "--prune.criterion", "bayesian"],
+        "the guard of 'bayesian' (importance.guard 0 is without): choose 'scores'",
+    ),
     "ridge": ([*TASK, "--prune.ridge", "0"], "ridge is 0.0; choose 0.0001 to 10000"),
     "normalisation": ([*TASK, "--prune.importance.normalisation", "layer"], "component"),
     "wandb mode": ([*TASK, "--wandb.mode", "of"], "offline"),

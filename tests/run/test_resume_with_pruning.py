@@ -25,6 +25,7 @@ PRUNING = [
 RUNS = {
     "bayesian, global": [*PRUNING, "--prune.criterion", "bayesian", "--prune.allocation", "global"],
     "taylor, calibrated": [*PRUNING, "--prune.allocation", "calibrated", "--prune.calibrations", "1"],
+    "taylor, surgeon": [*PRUNING, "--prune.selection", "surgeon", "--prune.allocation", "global"],
     "random, calibrated": [*PRUNING, "--prune.criterion", "random", "--prune.allocation", "calibrated"],
 }
 TWELVE = [
