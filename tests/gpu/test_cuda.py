@@ -17,6 +17,7 @@ from tdmpc_prune.pruning.compensation import stand_ins
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.pruner import Pruner
+from tdmpc_prune.pruning.selection import covariances
 from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.train import train
@@ -218,8 +219,8 @@ def test_a_plan_follows_learning_and_removals():
         both()
 
 
-def test_layers_take_over_what_they_do_on_a_cpu():
-    left = {}
+def test_units_vary_and_layers_take_over_as_on_a_cpu():
+    left, seen = {}, {}
     for device in ("cpu", "cuda"):
         agent, replay, _, _ = new(device=device)
         agent.model.load_state_dict(TDMPC(LAPTOP, 5, 2, seed=1).model.state_dict())
@@ -229,11 +230,14 @@ def test_layers_take_over_what_they_do_on_a_cpu():
         tensors = {n: torch.tensor(v, dtype=torch.float32, device=device) for n, v in rows.items()}
         batch = dataclasses.replace(batch, **tensors)
         groups = find_groups(agent)
+        seen[device] = covariances(agent, groups, partial(agent.run_on, batch))
         removal = {g.name: torch.arange(0, g.units, 3) for g in groups}
         remove_units(
             agent, groups, removal, stand_ins(agent, groups, removal, partial(agent.run_on, batch), 0.1)
         )
         left[device] = {name: p.detach().cpu() for name, p in agent.model.named_parameters()}
+    for name, value in seen["cpu"].items():
+        torch.testing.assert_close(seen["cuda"][name], value, rtol=1e-2, atol=1e-3, msg=name)
     for name, value in left["cpu"].items():
         torch.testing.assert_close(left["cuda"][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
