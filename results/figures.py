@@ -33,8 +33,9 @@ HEADLINE = (
     "taylor uniform 0.95",
     "taylor uniform 0.95 prune.compensation=none",
     "taylor uniform 0.98",
+    "taylor uniform 0.98 prune.selection=surgeon",
 )
-"""The project's own first picture: dense agents, and what compensation does."""
+"""The project's own first picture: dense agents, and what compensation and selection do."""
 
 
 def write(store: Store) -> None:
