@@ -178,9 +178,9 @@ def earlier(settings: dict[str, Any]) -> dict[str, Any]:
     criterion = settings.get("prune.criterion", "none")
     if criterion == "none":
         return settings
-    known = {"prune.compensation": "none"} | settings
+    known = {"prune.compensation": "none", "prune.selection": "scores"} | settings
     if known["prune.compensation"] != "none":
-        known = {"prune.ridge": 1e-3, "prune.selection": "scores"} | known
+        known = {"prune.ridge": 1e-3} | known
     guard = known.get("prune.importance.guard")
     if criterion.startswith("bayesian") and guard is not None:
         known = {"prune.importance.guard_end": guard} | known

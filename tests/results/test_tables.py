@@ -112,6 +112,9 @@ def test_ways_to_select_have_rows_of_their_own_and_older_runs_went_by_scores(tmp
         for s, n in seeds.items()
     ]
     [found] = sections(read_runs(paths))
+    assert [g.label for g in found.groups] == [
+        f"taylor uniform {x}90%" for x in ("", "residual ", "surgeon ")
+    ]
     assert {row[""]: row["90%"] for row in matrix(found, lambda r: r.end)} == {
         "taylor": "15 [10, 20] (2)",
         "taylor, surgeon": "10 (1)",

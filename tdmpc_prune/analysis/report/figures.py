@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TITLE = 48
+"""Characters of a line of a panel's title."""
 MOST_ROWS = 4
 """Of ticks at the foot of a figure."""
 SPARSITY = "sparsity (share of the parameters removed)"
@@ -158,7 +161,7 @@ def before_and_after(figure: Figure, section: Section) -> None:
                 axes.plot([x, x], [before, after], color=color, linewidth=1.4)
                 axes.plot(x, before, "o", markersize=4, markeredgecolor=color, markerfacecolor="none")
                 axes.plot(x, after, "o", markersize=4, color=color)
-        axes.set_title(group.label, fontsize=9)
+        axes.set_title(textwrap.fill(group.label, TITLE), fontsize=9)
     for axes in grid[::2]:
         _outcome_axis(axes, section)
     for axes in grid[-2:]:

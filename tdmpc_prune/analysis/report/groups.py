@@ -9,15 +9,16 @@ from typing import Any
 from tdmpc_prune.analysis.report.runs import ReportRun
 from tdmpc_prune.run_folder import FREE_ON_RESUME
 
-SEVERAL = ("prune.schedule", "prune.compensation", "preset")
+SEVERAL = ("prune.schedule", "prune.compensation", "prune.selection", "preset")
 """Settings that are worth a word where a task's runs have several values of them."""
 KEY = ("task", "prune.criterion", "prune.allocation", "prune.sparsity", *SEVERAL)
 """Settings that name a group; among them the runs of one group differ in nothing."""
 WORDS = {
     ("prune.compensation", "linear"): "compensated",
     ("prune.compensation", "none"): "cut only",
+    ("prune.selection", "scores"): "",
 }
-"""Values that the report says in other words."""
+"""Values that the report says in other words, or not at all."""
 OWN = ("seed", "eval_episodes", "prune.eval_episodes", *(n for n in FREE_ON_RESUME if n != "steps"))
 """Settings that a run of a group has to itself, or that decide only what is measured."""
 
@@ -148,12 +149,13 @@ def _relevant(run: ReportRun) -> dict[str, Any]:
 
 
 def _kind(run: ReportRun, runs: Sequence[ReportRun]) -> str:
-    """Criterion and allocation; schedule, compensation and preset only where the task's runs have several."""
+    """Criterion and allocation; of `SEVERAL` only what the task's runs have several of."""
     words = ["dense"] if run.dense else [run.settings["prune.criterion"], run.settings["prune.allocation"]]
     relevant = _relevant(run)
     values = {key: {r.settings[key] for r in runs if key in _relevant(r)} for key in SEVERAL}
     several = [key for key in SEVERAL if key in relevant and len(values[key]) > 1]
-    return " ".join([*words, *(WORDS.get((key, relevant[key]), relevant[key]) for key in several)])
+    words += [WORDS.get((key, relevant[key]), relevant[key]) for key in several]
+    return " ".join(filter(None, words))
 
 
 def _extras(run: ReportRun, differing: Sequence[str]) -> str:
