@@ -93,10 +93,11 @@ def criterion(group: RunGroup) -> str:
 
 
 MANNERS = ("", "surgeon", "residual", "cut only")
+"""How units go, in the order of a table's rows; first by their scores, compensated."""
 
 
 def manner(group: RunGroup) -> str:
-    """How units go, where that is not by their scores and compensated."""
+    """Which of `MANNERS` a pruned group's is."""
     if group.settings.get("prune.compensation", "none") == "none":
         return "cut only"
     selection = str(group.settings.get("prune.selection", "scores"))
