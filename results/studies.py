@@ -166,6 +166,19 @@ def selection() -> Iterator[Work]:
         yield pruned(CARTPOLE, seed, 0.98, *surgeon, "--prune.criterion", criterion)
 
 
+def harder() -> Iterator[Work]:
+    """walker-walk, which 40,000 steps at laptop size hardly suffice to learn: with more steps, and with more units."""
+    for seed in SEEDS[:3]:
+        yield dense(WALKER, seed)
+        yield small(WALKER, 0.9, seed)
+        yield pruned(WALKER, seed, 0.9)
+        yield dense(WALKER, seed, "--steps", 100_000)
+        yield pruned(WALKER, seed, 0.9, "--steps", 100_000)
+    paper = ("--preset", "paper", "--steps", 60_000)
+    yield dense(WALKER, 1, *paper)
+    yield pruned(WALKER, 1, 0.9, *paper)
+
+
 def allocation() -> Iterator[Work]:
     """Who gives up how much: the three allocations, and the coupling latent protected, half, or alike."""
     coupling = of_sweep("coupling")
@@ -232,6 +245,7 @@ STUDIES = {
     "validity": Study("Are the scores right?", validity),
     "removals": Study("What do intermediate removals do?", removals),
     "selection": Study("Which of several that say the same?", selection),
+    "harder": Study("And on a harder task?", harder),
     "allocation": Study("Which group can spare what?", allocation),
     "deadline": Study("Does it meet its deadline?", deadline),
     "stability": Study("Is it stable?", stability),
