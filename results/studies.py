@@ -171,7 +171,8 @@ def harder() -> Iterator[Work]:
     for seed in SEEDS[:3]:
         yield dense(WALKER, seed)
         yield small(WALKER, 0.9, seed)
-        yield pruned(WALKER, seed, 0.9)
+        for coupling, ridge in product((1.0, 0.5, 0.0), (0.1, 0.001)):
+            yield pruned(WALKER, seed, 0.9, "--prune.limits.coupling", coupling, "--prune.ridge", ridge)
         yield dense(WALKER, seed, "--steps", 100_000)
         yield pruned(WALKER, seed, 0.9, "--steps", 100_000)
     paper = ("--preset", "paper", "--steps", 60_000)
