@@ -173,6 +173,11 @@ def harder() -> Iterator[Work]:
         yield small(WALKER, 0.9, seed)
         for coupling, ridge in product((1.0, 0.5, 0.0), (0.1, 0.001)):
             yield pruned(WALKER, seed, 0.9, "--prune.limits.coupling", coupling, "--prune.ridge", ridge)
+        whole = dense(WALKER, seed)
+        for coupling, ridge in ((1.0, 0.1), (0.0, 0.001)):
+            spare = ("--prune.limits.coupling", coupling, "--prune.ridge", ridge)
+            yield pruned(WALKER, seed, 0.9, *spare, "--prune.start", 0.5, "--prune.end", 0.9)
+            yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *spare, after=whole)
         yield dense(WALKER, seed, "--steps", 100_000)
         yield pruned(WALKER, seed, 0.9, "--steps", 100_000)
     paper = ("--preset", "paper", "--steps", 60_000)

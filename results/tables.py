@@ -232,6 +232,7 @@ TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "criteria": criteria,
     "removals": listed,
     "selection": listed,
+    "harder": listed,
     "allocation": allocation,
     "autoencoder": autoencoder,
 }
