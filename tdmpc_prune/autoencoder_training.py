@@ -72,11 +72,6 @@ class AutoencoderTraining(Run):
         return self.agent.components()
 
     @property
-    def pending_updates(self) -> int:
-        """One after every step."""
-        return self.progress.agent_step - self.agent.updates
-
-    @property
     def episode_unlogged(self) -> bool:
         """Whether `log_every` updates were made since the last row, or the run ends."""
         last = self.progress.logged_at

@@ -51,6 +51,8 @@ class Progress:
     """Environment step of the last checkpoint."""
     kept_at: int = 0
     """Environment step of the last checkpoint that is kept for good."""
+    recovery_updates: int = 0
+    """Updates that removals have asked for, made or not."""
     skipped_updates: int = 0
     """Updates that were skipped, since their gradients were not finite."""
     skipped_in_a_row: int = 0
@@ -128,9 +130,9 @@ class Run(ABC):
     # What is due
 
     @property
-    @abstractmethod
     def pending_updates(self) -> int:
-        """Updates that are owed before the next step."""
+        """Updates that are owed before the next step: one for every step, and what removals ask for."""
+        return self.progress.agent_step + self.progress.recovery_updates - self.agent.updates
 
     @property
     @abstractmethod
@@ -272,6 +274,8 @@ class Run(ABC):
                 calibrated = self.pruner.calibrate(step, partial(self._value_without, check))
             start = time.perf_counter()
         event = self.pruner.prune(step, self._run_on_data)
+        if not event.idle:
+            self.progress.recovery_updates += self.config.prune.recovery
         self.event_row = {
             "prune/event": event.number,
             "prune/scheduled": event.scheduled,
@@ -417,6 +421,7 @@ class Run(ABC):
             if not self.resumed:
                 # Its schedules go on, this run's own counters begin.
                 self.progress.agent_step = progress.agent_step
+                self.progress.recovery_updates = progress.recovery_updates
                 self._begin_after(tensors)
                 return
             self.progress = progress

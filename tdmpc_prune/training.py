@@ -106,11 +106,11 @@ class Training(Run):
 
     @property
     def pending_updates(self) -> int:
-        """Updates that are owed: one per agent step once the random phase is over, after each round."""
+        """Updates that are owed, once the random phase is over: after each round, and after removals."""
         random_phase = self.progress.agent_step < self.config.agent.random_steps
         if random_phase or not self.between_episodes or not self.replay.ready:
             return 0
-        return self.progress.agent_step - self.agent.updates
+        return super().pending_updates
 
     @property
     def episode_unlogged(self) -> bool:

@@ -133,6 +133,8 @@ class PruneConfig:
     """Share of training after which the sparsity is reached."""
     events: int = 12
     """Removals in between, evenly spaced."""
+    recovery: int = 0
+    """Updates right after every removal, before the agent acts again; they come on top of those of training."""
     eval_episodes: int = 3
     """Episodes right before and right after every removal; 0: none."""
     calibrations: int = 2
@@ -173,6 +175,7 @@ class PruneConfig:
         require(1e-4 <= self.ridge <= 1e4, f"ridge is {self.ridge}; choose 0.0001 to 10000, 0.1 for example")
         for name, least in (
             ("events", 1),
+            ("recovery", 0),
             ("eval_episodes", 0),
             ("calibrations", 1),
             ("calibration_episodes", 1),
