@@ -46,6 +46,9 @@ class _Progress(BaseModel):
     logged_at: Count = 0
     logged_episodes: Count = 0
     calibration_episodes: Count = 0
+    recovery_updates: Count = 0
+    skipped_updates: Count = 0
+    skipped_in_a_row: Count = 0
     elapsed: Annotated[FiniteFloat, Field(strict=True, ge=0)] = 0.0
     train_return: Number = 0.0
     eval_return: Number = 0.0

@@ -274,7 +274,7 @@ class Run(ABC):
                 calibrated = self.pruner.calibrate(step, partial(self._value_without, check))
             start = time.perf_counter()
         event = self.pruner.prune(step, self._run_on_data)
-        if not event.idle:
+        if any(event.removed.values()):
             self.progress.recovery_updates += self.config.prune.recovery
         self.event_row = {
             "prune/event": event.number,
@@ -421,7 +421,6 @@ class Run(ABC):
             if not self.resumed:
                 # Its schedules go on, this run's own counters begin.
                 self.progress.agent_step = progress.agent_step
-                self.progress.recovery_updates = progress.recovery_updates
                 self._begin_after(tensors)
                 return
             self.progress = progress

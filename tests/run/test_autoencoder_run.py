@@ -108,6 +108,13 @@ def test_a_removal_at_the_very_end_is_followed_by_the_last_evaluation(folder):
     assert last["prune/sparsity"] == event["prune/sparsity"] > 0
 
 
+def test_recovery_follows_every_removal(folder):
+    run_small(SMALL, folder, "--prune.recovery", "7")
+    events = [row for row in rows(folder) if "prune/event" in row]
+    assert [row["update"] - row["env_step"] for row in events] == [7, 14, 21]
+    assert (rows(folder)[-1]["env_step"], rows(folder)[-1]["update"]) == (60, 81)
+
+
 def test_no_errors_around_removals_where_none_are_asked_for(folder):
     run_small(SMALL, folder, "--prune.eval-episodes", "0")
     assert not any("error_before" in key or "error_after" in key for row in rows(folder) for key in row)

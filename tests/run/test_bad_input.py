@@ -186,6 +186,7 @@ SLIPS = {
     "no events": ([*TASK, "--prune.events", "0"], "events is 0"),
     "more events than steps": ([*TASK, "--prune.events", "9999", "--steps", "5000"], "events is 9999"),
     "no calibrations": ([*TASK, "--prune.calibrations", "0"], "calibrations is 0"),
+    "less than no recovery": ([*TASK, "--prune.recovery", "-1"], "recovery is -1"),
     "no calibration episodes": ([*TASK, "--prune.calibration-episodes", "0"], "calibration_episodes is 0"),
     "negative episodes at removals": ([*TASK, "--prune.eval-episodes=-1"], "eval_episodes is -1"),
     "no warm-up": ([*TASK, "--prune.importance.warmup", "0"], "warmup is 0"),

@@ -26,6 +26,7 @@ RUNS = {
     "bayesian, global": [*PRUNING, "--prune.criterion", "bayesian", "--prune.allocation", "global"],
     "taylor, calibrated": [*PRUNING, "--prune.allocation", "calibrated", "--prune.calibrations", "1"],
     "taylor, surgeon": [*PRUNING, "--prune.selection", "surgeon", "--prune.allocation", "global"],
+    "taylor, recovering": [*PRUNING, "--prune.recovery", "3"],
     "random, calibrated": [*PRUNING, "--prune.criterion", "random", "--prune.allocation", "calibrated"],
 }
 TWELVE = [
@@ -98,7 +99,8 @@ def test_the_runs_are_worth_comparing(name, whole):
     assert all(row["prune/sparsity"] <= row["prune/scheduled"] <= 0.7 for row in events)
     assert events[-1]["prune/sparsity"] > 0.68
     assert all({"prune/return_before", "prune/return_after"} <= row.keys() for row in events)
-    assert labels.count("removed") == len(events)
+    # Before the effect is measured, recovery: updates at which a run can be stopped, too.
+    assert labels.count("removed") == len(events) * (4 if "recovering" in name else 1)
     measured = [row["prune/calibration_measurements"] for row in events]
     stored = json.loads((checkpoints(path)[-1] / "state.json").read_text())
     assert stored["progress"]["calibration_episodes"] == sum(measured)
@@ -109,6 +111,28 @@ def test_the_runs_are_worth_comparing(name, whole):
         assert sum(measured) == 0 == labels.count("calibration")
     if "bayesian" in name:
         assert sum(row["prune/postponed_units"] for row in events) > 0
+
+
+def test_recovery_comes_before_the_agent_acts_again(whole):
+    """As many updates more than agent steps as were asked for; their losses are in the row of the next episode."""
+    path, _ = whole["taylor, recovering"]
+    first, *_ = events = event_rows(path)
+    assert [r["update"] - r["agent_step"] for r in events] == [3 * n for n in range(1, len(events) + 1)]
+    plain = event_rows(whole["taylor, surgeon"][0])[0]
+    assert (first["env_step"], first["prune/return_before"]) == (plain["env_step"], plain["prune/return_before"])
+    assert plain["update"] == plain["agent_step"] == first["update"] - 3
+    assert rows(path)[-1]["update"] == rows(path)[-1]["agent_step"] + 3 * len(events)
+
+
+def test_no_recovery_where_nothing_goes(folder, no_plot):
+    """Twelve removals of a few units in all: some find none that may go."""
+    arguments = [*RUNS["taylor, recovering"], "--prune.sparsity", "0.02", "--prune.events", "12"]
+    train_small(arguments, folder)
+    events = event_rows(folder)
+    idle = [row["prune/removed_units"] == 0 for row in events]
+    assert any(idle)
+    assert not all(idle)
+    assert events[-1]["update"] - events[-1]["agent_step"] == 3 * idle.count(False)
 
 
 def test_calibration_and_evaluation_share_no_episode(tmp_path, monkeypatch):
@@ -144,6 +168,7 @@ STOPS = [
     *(("bayesian, global", place, 1) for place in ("evaluation before", "removed", "evaluation after")),
     *(("taylor, calibrated", "calibration", share) for share in (0, 0.5)),
     ("random, calibrated", "calibration", 0.8),
+    *(("taylor, recovering", "removed", share) for share in (0.1, 0.2, 1)),
 ]
 
 
