@@ -125,7 +125,8 @@ def validity() -> Iterator[Work]:
 def removals() -> Iterator[Work]:
     """The same 40,000 steps, with removals bit by bit, all at once early or late, or after training; also cut only.
 
-    Bit by bit on two schedules, on the default one also at other sparsities, and with as small a ridge as fits best.
+    Bit by bit on two schedules, on the default one also at other sparsities, with as small a ridge as fits best, and
+    with updates right after removals.
     """
     courses = (
         (),
@@ -144,8 +145,8 @@ def removals() -> Iterator[Work]:
             yield trial(*line, *compensated, after=half)
         for sparsity in (0.8, 0.95, 0.98):
             yield pruned(CARTPOLE, seed, sparsity)
-        for sparsity in (0.9, 0.95, 0.98):
-            yield pruned(CARTPOLE, seed, sparsity, "--prune.ridge", 0.001)
+        for sparsity, more in product((0.9, 0.95, 0.98), (("ridge", 0.001), ("recovery", 500))):
+            yield pruned(CARTPOLE, seed, sparsity, f"--prune.{more[0]}", more[1])
     for seed in SEEDS[:3]:
         yield dense(WALKER, seed)
         for more in ((), ("--prune.schedule", "cosine"), ("--prune.compensation", "none")):
@@ -178,6 +179,8 @@ def harder() -> Iterator[Work]:
             spare = ("--prune.limits.coupling", coupling, "--prune.ridge", ridge)
             yield pruned(WALKER, seed, 0.9, *spare, "--prune.start", 0.5, "--prune.end", 0.9)
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *spare, after=whole)
+        yield pruned(WALKER, seed, 0.9, "--prune.recovery", 500)
+        yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, "--prune.recovery", 500, after=whole)
         yield dense(WALKER, seed, "--steps", 100_000)
         yield pruned(WALKER, seed, 0.9, "--steps", 100_000)
     paper = ("--preset", "paper", "--steps", 60_000)
