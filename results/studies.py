@@ -145,7 +145,7 @@ def removals() -> Iterator[Work]:
             yield trial(*line, *compensated, after=half)
         for sparsity in (0.8, 0.95, 0.98):
             yield pruned(CARTPOLE, seed, sparsity)
-        for sparsity, more in product((0.9, 0.95, 0.98), (("ridge", 0.001), ("recovery", 500))):
+        for sparsity, more in product((0.9, 0.95, 0.98), (("ridge", 0.001), ("recovery", 250))):
             yield pruned(CARTPOLE, seed, sparsity, f"--prune.{more[0]}", more[1])
     for seed in SEEDS[:3]:
         yield dense(WALKER, seed)
