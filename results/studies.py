@@ -167,22 +167,22 @@ def selection() -> Iterator[Work]:
         yield pruned(CARTPOLE, seed, 0.98, *surgeon, "--prune.criterion", criterion)
 
 
+SPARED = ("--prune.limits.coupling", 0.5, "--prune.limits.component", "dynamics", 0.5, "encoder", 0.5)
+"""What the walker's planner cannot do without gives half as much as the rest."""
+
+
 def harder() -> Iterator[Work]:
-    """walker-walk, which 40,000 steps at laptop size hardly suffice to learn: with more steps, and with more units."""
+    """walker-walk to 90%: while it learns to walk, or after; what keeps its planner going; and a larger agent."""
+    gentle, recovering = ("--prune.ridge", 0.001), ("--prune.recovery", 500)
     for seed in SEEDS[:3]:
-        yield dense(WALKER, seed)
-        yield small(WALKER, 0.9, seed)
-        for coupling, ridge in product((1.0, 0.5, 0.0), (0.1, 0.001)):
-            yield pruned(WALKER, seed, 0.9, "--prune.limits.coupling", coupling, "--prune.ridge", ridge)
         whole = dense(WALKER, seed)
-        for coupling, ridge in ((1.0, 0.1), (0.0, 0.001)):
-            spare = ("--prune.limits.coupling", coupling, "--prune.ridge", ridge)
-            yield pruned(WALKER, seed, 0.9, *spare, "--prune.start", 0.5, "--prune.end", 0.9)
-            yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *spare, after=whole)
-        yield pruned(WALKER, seed, 0.9, "--prune.recovery", 500)
-        yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, "--prune.recovery", 500, after=whole)
-        yield dense(WALKER, seed, "--steps", 100_000)
-        yield pruned(WALKER, seed, 0.9, "--steps", 100_000)
+        yield whole
+        yield small(WALKER, 0.9, seed)
+        half, none = (("--prune.limits.coupling", coupling, *gentle) for coupling in (0.5, 0.0))
+        for more in ((), SPARED, recovering, half, none):
+            yield pruned(WALKER, seed, 0.9, *more)
+        for more in ((), SPARED, recovering, none, ("--prune.allocation", "calibrated")):
+            yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
     paper = ("--preset", "paper", "--steps", 60_000)
     yield dense(WALKER, 1, *paper)
     yield pruned(WALKER, 1, 0.9, *paper)
