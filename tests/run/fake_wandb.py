@@ -9,12 +9,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from unittest import mock
 
+import psutil
 import yaml
 from wandb import wandb_agent
+
+from tdmpc_prune.wandb_sink import _within
 
 KEY = "correcthorsebatterystaple" + "0123456789abcdef"
 """What a user of the server logs in with."""
 SWEEP = "sweep123"
+
+
+def end_wandb() -> None:
+    """After it, W&B has written all, and knows nothing of the environment. A core that does not end is killed."""
+    import wandb
+
+    try:
+        _within(60, wandb.teardown)
+    except TimeoutError:
+        for child in psutil.Process().children():
+            if child.name() == "wandb-core":
+                child.kill()
 
 
 def agent_command(definition: dict[str, Any], parameters: dict[str, Any], folder: str = "/tmp") -> list[str]:

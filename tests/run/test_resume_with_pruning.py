@@ -119,7 +119,10 @@ def test_recovery_comes_before_the_agent_acts_again(whole):
     first, *_ = events = event_rows(path)
     assert [r["update"] - r["agent_step"] for r in events] == [3 * n for n in range(1, len(events) + 1)]
     plain = event_rows(whole["taylor, surgeon"][0])[0]
-    assert (first["env_step"], first["prune/return_before"]) == (plain["env_step"], plain["prune/return_before"])
+    assert (first["env_step"], first["prune/return_before"]) == (
+        plain["env_step"],
+        plain["prune/return_before"],
+    )
     assert plain["update"] == plain["agent_step"] == first["update"] - 3
     assert rows(path)[-1]["update"] == rows(path)[-1]["agent_step"] + 3 * len(events)
 

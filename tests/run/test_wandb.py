@@ -11,7 +11,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from fake_wandb import KEY, Server
+from fake_wandb import KEY, Server, end_wandb
 from small_runs import PENDULUM, assert_same_run, rows, train_small
 
 from tdmpc_prune.cli import main
@@ -381,13 +381,13 @@ def test_the_login_of_a_settings_file_counts(folder, server, monkeypatch, no_plo
 @pytest.fixture
 def real(monkeypatch):
     """A server that the real W&B talks to, from this process."""
-    wandb = pytest.importorskip("wandb")
-    wandb.teardown()
+    pytest.importorskip("wandb")
+    end_wandb()
     with Server() as server:
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         yield server
-        wandb.teardown()
+        end_wandb()
 
 
 def test_a_server_gets_every_line_once(real, folder, interrupt, no_plot):
@@ -524,7 +524,7 @@ def records(path):
 
 def history(path):
     """The rows that a .wandb file holds in the end, without W&B's own fields."""
-    sys.modules["wandb"].teardown()  # a finished run's last rows may still be on their way to the file
+    end_wandb()  # a finished run's last rows may still be on their way to the file
     found = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":

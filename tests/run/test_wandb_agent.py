@@ -10,10 +10,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
-import psutil
 import pytest
 import yaml
-from fake_wandb import KEY, SWEEP, Server, agent_command
+from fake_wandb import KEY, SWEEP, Server, agent_command, end_wandb
 from small_runs import CARTPOLE, PENDULUM, assert_same_run, rows
 
 import tdmpc_prune
@@ -22,7 +21,6 @@ from tdmpc_prune.cli import COMMANDS, main, parse
 from tdmpc_prune.config import AutoencoderTrainConfig, TDMPCTrainConfig
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.run_folder import to_json
-from tdmpc_prune.wandb_sink import _within
 
 FORMS = [
     "args",
@@ -378,16 +376,9 @@ def refused(capsys, *more):
 @pytest.fixture
 def fresh():
     """A W&B that has read nothing of the environment yet."""
-    import wandb
-
-    wandb.teardown()
+    end_wandb()
     yield
-    try:
-        _within(60, wandb.teardown)
-    except TimeoutError:  # seen once: wandb-core did not end, and teardown waited for it
-        for child in psutil.Process().children():
-            if child.name() == "wandb-core":
-                child.kill()
+    end_wandb()
 
 
 def test_an_agent_without_a_login(fresh, capsys):
