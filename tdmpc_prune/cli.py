@@ -10,7 +10,17 @@ from typing import Any
 from envs import SimulatorError, check_simulators
 from tdmpc_prune import arguments as command_line
 from tdmpc_prune.arguments import PROG
-from tdmpc_prune.commands import benchmark, evaluate, export, report, stability, sweep, train, validate
+from tdmpc_prune.commands import (
+    benchmark,
+    evaluate,
+    export,
+    report,
+    sensitivity,
+    stability,
+    sweep,
+    train,
+    validate,
+)
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Failure, Interrupted, UserError
 from tdmpc_prune.pruning.config import SparsityError
@@ -21,6 +31,7 @@ COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "sweep": (sweep.SweepConfig, sweep.run),
     "evaluate": (evaluate.EvaluateConfig, evaluate.run),
     "validate": (validate.ValidateConfig, validate.run),
+    "sensitivity": (sensitivity.SensitivityConfig, sensitivity.run),
     "stability": (stability.StabilityConfig, stability.run),
     "report": (report.ReportConfig, report.run),
     "export": (export.ExportConfig, export.run),

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmpc_prune.config import Device, check_threads
+from tdmpc_prune.errors import UserError
 from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
     import torch
+    from matplotlib.figure import Figure
 
 Result = Mapping[str, Any]
 """JSON values by name."""
+PICTURES = (".png", ".svg")
+"""Endings of files that are drawn into."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +95,19 @@ def show_table(rows: Sequence[Result]) -> None:
     numbers = [all(isinstance(row[key], int | float | None) for row in rows) for key in rows[0]]
     align = ["right" if number else "left" for number in numbers]
     print(tabulate(text, headers="keys", tablefmt="simple", disable_numparse=True, colalign=align))
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Writes a figure where `--plot` says.
+
+    Raises:
+        UserError: there is no writing there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UserError(f"--plot {path}: cannot write ({error.strerror})") from error
 
 
 def short_names(paths: Sequence[str]) -> list[str]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tdmpc_prune.commands.common import CommandConfig, show, show_table
+from tdmpc_prune.commands.common import PICTURES, CommandConfig, save_picture, show, show_table
 from tdmpc_prune.config import check_count, check_seed
-from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_file
 
-PICTURES = (".png", ".svg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,7 @@ def run(config: StabilityConfig) -> int:
     else:
         _show_tables(result)
     if config.plot is not None:  # last: what was measured has been shown, come what may
-        try:
-            config.plot.parent.mkdir(parents=True, exist_ok=True)
-            draw(result, config.plot)
-        except OSError as error:
-            raise UserError(f"--plot {config.plot}: cannot write ({error.strerror})") from error
+        save_picture(draw(result), config.plot)
     return 0
 
 
@@ -115,8 +111,8 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draws the violation rate over sparsity, its intervals, and the safe compression boundary."""
+def draw(result: dict[str, Any]) -> Figure:
+    """The violation rate over sparsity, its intervals, and the safe compression boundary."""
     from matplotlib.figure import Figure  # heavy, and needed only here
 
     rows = result["runs"]
@@ -135,4 +131,4 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="sparsity (share of the parameters removed)", ylabel="violation rate")
     axes.legend(frameon=False, fontsize=8)
     figure.suptitle(f"{result['task']}, {result['controller']}: empirical, no certificate", fontsize=10)
-    figure.savefig(path, dpi=150)
+    return figure

@@ -1,0 +1,164 @@
+"""Which component, and which coupling, can spare what? The return without a share of the units of one part [ours].
+
+Everything else stays whole, so this tells parts from each other, which a score cannot: it ranks units by what they
+do to the losses, and a controller may need a small loss of one network more than a large one of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
+from tdmpc_prune.analysis.validity import Moment, replay_tracker
+from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.pruning.compensation import BATCHES, StandIns, stand_ins
+from tdmpc_prune.pruning.config import Compensation, Criterion
+from tdmpc_prune.pruning.groups import Group, find_groups
+from tdmpc_prune.pruning.surgery import remove_units
+from tdmpc_prune.run import seeds
+
+Removal = Mapping[str, Tensor]
+"""Units to remove, by group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is removed, and how it is measured."""
+
+    shares: Sequence[float]
+    """Shares of a part's units, each more than 0 and less than 1."""
+    criterion: Criterion
+    """Score by which the lowest units of every group go."""
+    compensation: Compensation
+    """Whether layers take over what removed units told them."""
+    ridge: float
+    """How small the weights are kept that take over."""
+    episodes: int
+    """Paired evaluation episodes of each removal."""
+    batches: int
+    """Replay batches that scores from replay are an average over."""
+    seed: int
+    """Of batches, episodes and the criterion `random`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is cut on its own: a component's own groups, or one coupling group."""
+
+    name: str
+    groups: Sequence[Group]
+
+    @property
+    def units(self) -> int:
+        """Of all its groups."""
+        return sum(group.units for group in self.groups)
+
+
+@dataclass(frozen=True)
+class Spared:
+    """An agent without a share of a part's units."""
+
+    part: Part
+    share: float
+    """What was asked for."""
+    removed: int
+    """Units."""
+    saved: float
+    """Share of the agent's parameters that went with them."""
+    outcome: float
+    """Mean return."""
+    change: Estimate
+    """Of the return, episode by episode; below 0: it is missed."""
+
+
+def parts(groups: Sequence[Group]) -> list[Part]:
+    """Components in display order, each with the groups that it has to itself; then every coupling group."""
+    own: dict[str, list[Group]] = {}
+    for group in groups:
+        if not group.coupling:
+            own.setdefault(group.components[0], []).append(group)
+    coupling = [Part(group.name, [group]) for group in groups if group.coupling]
+    return [Part(name, members) for name, members in own.items()] + coupling
+
+
+def lowest(part: Part, share: float, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The lowest-scored units of each of a part's groups: as many as the share says, but never all of a group."""
+    removal = {}
+    for group in part.groups:
+        count = min(round(share * group.units), group.units - 1)
+        if count:
+            removal[group.name] = torch.argsort(scores[group.name].cpu(), stable=True)[:count]
+    return removal
+
+
+def sensitivity(
+    moment: Moment, settings: Settings, tick: Callable[[], Any] = lambda: None
+) -> tuple[float, list[Spared]]:
+    """The return of the whole agent, and what becomes of it part by part; calls `tick` after each measurement.
+
+    The agent is not changed; its random numbers stay where they are.
+    """
+    stored, agent = moment.stored, moment.stored.agent
+    score_seed, batch_seed = seeds(settings.seed, 2)
+    tracker = moment.tracker or replay_tracker(
+        agent, moment.groups, moment.replay, batches=settings.batches, seed=score_seed
+    )
+    scores = tracker.scores(settings.criterion)
+    evaluator = Evaluator(
+        stored.task,
+        env_seed=stored.seed,
+        episodes=settings.episodes,
+        seed=settings.seed,
+        action_repeat=stored.action_repeat,
+    )
+    parameters = _parameters(agent)
+    found = []
+    try:
+        whole = evaluator.run(agent, stored.agent_step).returns
+        for part in parts(moment.groups):
+            for share in settings.shares:
+                removal = lowest(part, share, scores)
+                copy = agent.copy_for_acting()
+                remove_units(
+                    copy, find_groups(copy), removal, _taken_over(moment, removal, settings, batch_seed)
+                )
+                returns = evaluator.run(copy, stored.agent_step).returns
+                found.append(
+                    Spared(
+                        part,
+                        share,
+                        removed=sum(map(len, removal.values())),
+                        saved=1 - _parameters(copy) / parameters,
+                        outcome=float(np.mean(returns)),
+                        change=bootstrap([np.subtract(returns, whole)], mean, seed=settings.seed),
+                    )
+                )
+                tick()
+    finally:
+        evaluator.close()
+    return float(np.mean(whole)), found
+
+
+def _taken_over(moment: Moment, removal: Removal, settings: Settings, seed: int) -> StandIns:
+    """What layers take over, seen on replayed batches, the same for every removal."""
+    if settings.compensation == "none":
+        return {}
+    agent = moment.stored.agent
+    own = torch.Generator(agent.device).manual_seed(seed)
+    batches = [moment.replay.sample(agent.config.batch_size, own) for _ in range(BATCHES)]
+
+    def forward() -> None:
+        for batch in batches:
+            agent.run_on(batch)
+
+    return stand_ins(agent, moment.groups, removal, forward, settings.ridge)
+
+
+def _parameters(agent: Any) -> int:
+    return sum(p.numel() for component in agent.components().values() for p in component.parameters())
