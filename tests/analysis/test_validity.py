@@ -5,21 +5,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from moments import HIDDEN, Planted, filled_replay, moment_of, small_agent
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from agents.replay import Episode
-from agents.tdmpc.agent import TDMPC
-from agents.tdmpc.config import PlannerConfig, ReplayConfig, TDMPCConfig
 from tdmpc_prune.analysis import validity
 from tdmpc_prune.analysis.validity import (
-    Moment,
     Pairs,
     Settings,
     correlate,
@@ -30,91 +26,16 @@ from tdmpc_prune.analysis.validity import (
     spread,
     validate,
 )
-from tdmpc_prune.cli import parse
 from tdmpc_prune.commands.validate import ValidateConfig
 from tdmpc_prune.commands.validate import run as run_command
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.groups import find_groups
 from tdmpc_prune.pruning.importance import CRITERIA, ImportanceTracker
-from tdmpc_prune.train import train
 
 CPU = torch.device("cpu")
-HIDDEN = 60
 SETTINGS = Settings(batch_size=16, subsets=0, episodes=1, batches=2, seed=0)
-TINY = [
-    *("train", "cartpole-swingup", "--preset", "debug", "--threads", "1", "--device", "cpu"),
-    *("--wandb.mode", "disabled", "--action-repeat", "50", "--steps", "4000", "--keep-every", "1000"),
-    *("--agent.latent-dim", "5", "--agent.encoder-dim", "6", "--agent.hidden-dim", "7"),
-    *("--agent.random-steps", "20", "--agent.planner.num-samples", "8", "--eval-episodes", "1"),
-    *("--prune.sparsity", "0.3", "--prune.importance.warmup", "30", "--prune.eval-episodes", "0"),
-]
-"""Four episodes of 20 agent steps, a checkpoint after each; the tracker is warm from the second one on."""
 QUICK = {"threads": 1, "device": "cpu", "batch_size": 16, "batches": 2, "episodes": 1, "subsets": 0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, Path]:
-    """A pruned and a dense run, with four checkpoints each."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tdmpc_prune.train.plot_run", lambda folder: None)
-        train(parse([*TINY, "--run-dir", str(folder / "pruned")]))
-        train(parse([*TINY, "--prune.criterion", "none", "--run-dir", str(folder / "dense")]))
-    return {"pruned": folder / "pruned", "dense": folder / "dense"}
-
-
-class Planted:
-    """A tracker whose scores are made up, group by group."""
-
-    def __init__(self, scores):
-        self._scores = scores
-
-    def scores(self, criterion):
-        return self._scores[criterion]
-
-
-def small_agent(seed=0):
-    config = TDMPCConfig(
-        latent_dim=5,
-        encoder_dim=6,
-        hidden_dim=HIDDEN,
-        batch_size=9,
-        horizon=3,
-        planner=PlannerConfig(iterations=1, num_samples=8, num_elites=4),
-        replay=ReplayConfig(capacity=100),
-    )
-    agent = TDMPC(config, 4, 2, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in [*agent.model.parameters(), *agent.target.parameters()]:
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return agent
-
-
-def filled_replay(agent, reward=None):
-    """30 random steps, whose reward may be given."""
-    generator = torch.Generator().manual_seed(1)
-    replay = agent.make_replay(seed=2)
-    rewards = torch.randn(30, generator=generator) if reward is None else torch.full((30,), reward)
-    actions = 2 * torch.rand(30, 2, generator=generator) - 1
-    replay.add(Episode(torch.randn(31, 4, generator=generator), actions, rewards, terminated=False))
-    return replay
-
-
-def moment_of(agent, replay, tracker=None):
-    stored = SimpleNamespace(
-        agent=agent, task="cartpole-swingup", seed=0, action_repeat=50, agent_step=0, env_step=7
-    )
-    return Moment(Path("000001"), stored, find_groups(agent), replay, tracker)
 
 
 # Planted importance

@@ -23,6 +23,7 @@ from tdmpc_prune.errors import UserError
 VERBS = {
     "evaluate": ["evaluate", "RUN", "--episodes", "1", "--plans", "0"],
     "validate": ["validate", "RUN", "--subsets", "0", "--batches", "1", "--batch-size", "4"],
+    "sensitivity": ["sensitivity", "RUN", "--shares", "0.5", "--batches", "1", "--episodes", "1"],
     "stability": ["stability", "RUN", "--starts", "2", "--steps", "2"],
     "export": ["export", "RUN", "--out", "OUT"],
     "resume": [*RUN, "--run-dir", "RUN"],

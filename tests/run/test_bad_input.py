@@ -44,7 +44,7 @@ def refused(capfd, tmp_path, monkeypatch):
 
 
 WRONG = {
-    "unknown verb": (["trian", "cartpole-swingup"], "evaluate, validate, stability, report, export"),
+    "unknown verb": (["trian", "cartpole-swingup"], "validate, sensitivity, stability, report, export"),
     "verb is an option's value": (["--seed", "1", "train"], ""),
     "unknown preset": (["train", "cartpole-swingup", "--preset", "huge"], "laptop, paper, debug"),
     "unknown preset, other spelling": (
@@ -316,6 +316,15 @@ SLIPS = {
     "validate no episodes": (["validate", "x", "--episodes", "0"], "episodes is 0"),
     "validate no batches": (["validate", "x", "--batches", "0"], "batches is 0"),
     "validate other scores": (["validate", "x", "--scores", "mine"], "replay"),
+    "sensitivity of nothing": (["sensitivity"], "RUN"),
+    "sensitivity without shares": (["sensitivity", "x", "--shares"], "shares are 0"),
+    "sensitivity of a whole part": (["sensitivity", "x", "--shares", "0.5", "1"], "shares hold 1"),
+    "sensitivity, a share twice": (["sensitivity", "x", "--shares", "0.5", "0.5"], "twice"),
+    "sensitivity, nan": (["sensitivity", "x", "--shares", "nan"], "shares hold nan"),
+    "sensitivity without episodes": (["sensitivity", "x", "--episodes", "0"], "episodes is 0"),
+    "sensitivity, another criterion": (["sensitivity", "x", "--criterion", "tailor"], "taylor"),
+    "sensitivity, no ridge": (["sensitivity", "x", "--ridge", "0"], "ridge is 0"),
+    "sensitivity into a text": (["sensitivity", "x", "--plot", "x.txt"], ".png"),
     "validate with a negative seed": (["validate", "x", "--seed=-1"], "seed is -1"),
     "judge nothing": (["stability"], "RUN"),
     "judge from nowhere": (["stability", "x", "--starts", "0"], "starts is 0"),
@@ -353,6 +362,7 @@ def test_there_are_many_of_them():
 PLACES = {
     "stability": (["stability", "RUN"], "--plot", ".png"),
     "validate": (["validate", "RUN"], "--out", ""),
+    "sensitivity": (["sensitivity", "RUN"], "--plot", ".png"),
     "report": (["report", "RUN"], "--out", ""),
     "export": (["export", "RUN"], "--out", ""),
     "evaluate": (["evaluate", "RUN"], "--video", ".mp4"),
@@ -375,7 +385,7 @@ def test_places_that_cannot_be_written(verb, refused, finished, tmp_path):
         assert place.name in said
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "validate", "stability", "report", "export"])
+@pytest.mark.parametrize("verb", ["evaluate", "validate", "sensitivity", "stability", "report", "export"])
 @pytest.mark.parametrize("damage", ["missing", "empty", "file", "no state", "truncated", "unknown format"])
 def test_runs_that_are_none(verb, damage, refused, finished, tmp_path):
     """One line, exit code 2, nothing written: for every verb that takes a run."""
