@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import mean
 from typing import Any
 
-from results.markdown import NOTHING, cell, markdown
+from results.markdown import NOTHING, Row, cell, markdown
 from results.run import Measurement
 from results.studies import CRITERIA, STUDIES
 from tdmpc_prune.analysis.report.groups import percent
@@ -139,7 +139,7 @@ def damage() -> list[str]:
     """What each group's units are worth to the loss and to the return."""
     text = []
     for one in _measurements("allocation"):
-        if result := one.result():
+        if one.name.startswith("damage") and (result := one.result()):
             moment = result["moments"][-1]
             found = moment["mean_damage"]
             rows = [
@@ -153,6 +153,33 @@ def damage() -> list[str]:
             title = f"Mean damage at step {moment['env_step']:,}, undisturbed return {moment['return']:.0f}"
             text.append(f"{title}:\n\n{markdown(rows)}")
     return text
+
+
+def sensitivity(study: str) -> list[str]:
+    """What is left of the return without a share of one part's units, over the seeds there are."""
+    found = [
+        result
+        for one in _measurements(study)
+        if one.name.startswith("sensitivity") and (result := one.result())
+    ]
+    if not found:
+        return []
+    rows: dict[str, Row] = {}
+    for name, share in dict.fromkeys((part["part"], part["share"]) for part in found[0]["parts"]):
+        same = [
+            part
+            for result in found
+            for part in result["parts"]
+            if (part["part"], part["share"]) == (name, share)
+        ]
+        rows.setdefault(name, {"part": name, "units": f"{same[0]['units']:,}"})[
+            f"without {percent(share)}"
+        ] = cell(estimate([part["return"] for part in same]), seeds=len(same))
+    whole = mean(result["return"] for result in found)
+    title = (
+        f"{found[0]['task']}, one part cut and compensated, all others whole; undisturbed return {whole:.0f}"
+    )
+    return [f"{title}:\n\n{markdown(list(rows.values()))}"]
 
 
 def _percents(values: Iterable[float]) -> str:

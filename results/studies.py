@@ -167,6 +167,7 @@ def selection() -> Iterator[Work]:
         yield pruned(CARTPOLE, seed, 0.98, *surgeon, "--prune.criterion", criterion)
 
 
+SENSITIVITY = ("sensitivity", "--episodes", "10")
 SPARED = ("--prune.limits.coupling", 0.5, "--prune.limits.component", "dynamics", 0.5, "encoder", 0.5)
 """What the walker's planner cannot do without gives half as much as the rest."""
 
@@ -183,6 +184,7 @@ def harder() -> Iterator[Work]:
             yield pruned(WALKER, seed, 0.9, *more)
         for more in ((), SPARED, recovering, none, ("--prune.allocation", "calibrated")):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
+        yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))
     paper = ("--preset", "paper", "--steps", 60_000)
     yield dense(WALKER, 1, *paper)
     yield pruned(WALKER, 1, 0.9, *paper)
@@ -196,6 +198,7 @@ def allocation() -> Iterator[Work]:
         for kind in ("uniform", "global", "calibrated"):
             yield pruned(CARTPOLE, seed, 0.9, "--prune.allocation", kind)
         yield from (one for one in coupling if one.config.seed == seed)
+        yield Measurement(f"sensitivity-{CARTPOLE}-s{seed}", SENSITIVITY, (dense(CARTPOLE, seed),))
     one = watched(CARTPOLE, *DENSE)
     yield Measurement("damage-cartpole-swingup", ("validate", "--moments", "1", "--subsets", "8"), (one,))
 

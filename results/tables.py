@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from results.markdown import NOTHING, Row, cell, markdown
-from results.measurements import MEASURED_TABLES, damage
+from results.measurements import MEASURED_TABLES, damage, sensitivity
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
@@ -224,7 +224,12 @@ def published() -> list[dict[str, str]]:
 
 def allocation(parts: Sequence[Section]) -> str:
     """What each allocation came to, and what each group's units are worth to the loss and to the return."""
-    return "\n\n".join([listed(parts), *damage()])
+    return "\n\n".join([listed(parts), *sensitivity("allocation"), *damage()])
+
+
+def harder(parts: Sequence[Section]) -> str:
+    """What each course came to, and what each part is worth."""
+    return "\n\n".join([listed(parts), *sensitivity("harder")])
 
 
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
@@ -232,7 +237,7 @@ TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "criteria": criteria,
     "removals": listed,
     "selection": listed,
-    "harder": listed,
+    "harder": harder,
     "allocation": allocation,
     "autoencoder": autoencoder,
 }
