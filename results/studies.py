@@ -1,5 +1,7 @@
-"""The seven questions, each with the trainings and measurements that answer it. Seeds come first: what is there
-after a part of the work is a table of fewer seeds, not of fewer rows."""
+"""The seven questions, and some that they led to, each with the trainings and measurements that answer it.
+
+Seeds come first: what is there after a part of the work is a table of fewer seeds, not of fewer rows.
+"""
 
 from __future__ import annotations
 
@@ -179,10 +181,12 @@ def harder() -> Iterator[Work]:
         whole = dense(WALKER, seed)
         yield whole
         yield small(WALKER, 0.9, seed)
-        half, none = (("--prune.limits.coupling", coupling, *gentle) for coupling in (0.5, 0.0))
-        for more in ((), SPARED, recovering, half, none):
+        half = (*gentle, "--prune.limits.coupling", 0.5)
+        whole_latent = (*gentle, "--prune.limits.coupling", 0.0)
+        for more in ((), gentle, half, whole_latent, recovering, SPARED, (*SPARED, *gentle, *recovering)):
             yield pruned(WALKER, seed, 0.9, *more)
-        for more in ((), SPARED, recovering, none, ("--prune.allocation", "calibrated")):
+        yield trial(WALKER, "--seed", seed, *DENSE, after=whole)
+        for more in ((), whole_latent, recovering, SPARED, ("--prune.allocation", "calibrated")):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
         yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))
     paper = ("--preset", "paper", "--steps", 60_000)

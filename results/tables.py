@@ -107,7 +107,9 @@ def manner(group: RunGroup) -> str:
 def is_small(group: RunGroup, section: Section) -> bool:
     """Whether a group's agent was smaller than the others' from the beginning on."""
     width = "agent.hidden_dim"
-    return group.settings.get(width, 0) < max(g.settings.get(width, 0) for g in section.groups)
+    preset = group.settings.get("preset")
+    alike = [g.settings.get(width, 0) for g in section.groups if g.settings.get("preset") == preset]
+    return group.settings.get(width, 0) < max(alike)
 
 
 def called(group: RunGroup, section: Section) -> str:

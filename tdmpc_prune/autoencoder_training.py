@@ -27,7 +27,7 @@ MOST_IMAGES = 10_000
 
 @dataclass
 class AutoencoderProgress(Progress):
-    """Counters of an autoencoder run; its environment steps are updates."""
+    """Counters of an autoencoder run; its environment steps are updates but for those of recovery."""
 
     logged_at: int = 0
     """Step of the last row of losses."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import torch
 from gymnasium import spaces
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -73,6 +73,13 @@ class _State(BaseModel):
     event_row: dict[str, Number] = {}
     metrics_bytes: Count = 0
     architecture: Annotated[dict[str, Widths], Field(max_length=200)]
+
+    @model_validator(mode="after")
+    def _no_update_unasked(self) -> _State:
+        asked = self.progress.agent_step + self.progress.recovery_updates
+        if self.updates > asked:
+            raise ValueError(f"it made {self.updates} updates where {asked} were asked for")
+        return self
 
 
 class _Controller(_State):
@@ -138,8 +145,8 @@ def check_state(state: Mapping[str, Any], model: Path) -> None:
         checked = kind.model_validate(state)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        place, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}: {said}" if place else said) from None
     stored = shapes(model)
     with torch.device("meta"):
         networks = checked.networks()

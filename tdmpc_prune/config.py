@@ -232,7 +232,7 @@ class AutoencoderTrainConfig(TrainConfig):
     run_dir: Path | None = None
     """Folder of the run; runs/autoencoder-sSEED if none."""
     steps: int = 8_000
-    """Updates to train for; env_step counts them in the metrics."""
+    """Updates to train for, but for those of recovery; env_step counts them in the metrics."""
     eval_every: int = 500
     """Updates between two evaluations."""
     log_every: int = 100

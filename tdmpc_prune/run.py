@@ -289,7 +289,7 @@ class Run(ABC):
         return event
 
     def removal_row(self, check: Check) -> Row:
-        """Metrics of the removal, with the outcome right after it."""
+        """Metrics of the removal, with the outcome right after it: after its recovery, if there is any."""
         assert self.pruner is not None
         after = {f"prune/{self.outcome}_after": self._measure_outcome(check)}
         row = self._counters() | self.event_row | after | self.pruner.metrics()

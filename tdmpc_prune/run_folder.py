@@ -178,7 +178,7 @@ def earlier(settings: dict[str, Any]) -> dict[str, Any]:
     criterion = settings.get("prune.criterion", "none")
     if criterion == "none":
         return settings
-    known = {"prune.compensation": "none", "prune.selection": "scores"} | settings
+    known = {"prune.compensation": "none", "prune.selection": "scores", "prune.recovery": 0} | settings
     if known["prune.compensation"] != "none":
         known = {"prune.ridge": 1e-3} | known
     guard = known.get("prune.importance.guard")

@@ -22,9 +22,10 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
         reference: the dense return to recover to; the run's own best evaluation if none.
 
     Returns:
-        `lowest_return`: the lowest return measured right after a removal. `largest_drop`: the most that the
-        return fell from right before a removal to right after it. `window_return`: the mean return while
-        units are removed (see `course`, `window` and `mean_between`), None if removals were not measured.
+        `lowest_return`: the lowest return measured right after a removal (and its `prune.recovery`, if there is
+        any). `largest_drop`: the most that the return fell from right before a removal to right after it.
+        `window_return`: the mean return while units are removed (see `course`, `window` and `mean_between`),
+        None if removals were not measured.
         `recovery_steps`: environment steps from the last removal to the first evaluation at most 5% below the
         reference, None if it never came.
     """

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
-from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
+from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate
 from tdmpc_prune.analysis.validity import Moment, replay_tracker
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.compensation import BATCHES, StandIns, stand_ins
@@ -69,12 +70,12 @@ class Spared:
     """What was asked for."""
     removed: int
     """Units."""
-    saved: float
-    """Share of the agent's parameters that went with them."""
+    parameters: int
+    """That went with them."""
     outcome: float
     """Mean return."""
     change: Estimate
-    """Of the return, episode by episode; below 0: it is missed."""
+    """Of the return, episode by episode; below 0: it is missed. The interval: nan of a single episode."""
 
 
 def parts(groups: Sequence[Group]) -> list[Part]:
@@ -134,15 +135,25 @@ def sensitivity(
                         part,
                         share,
                         removed=sum(map(len, removal.values())),
-                        saved=1 - _parameters(copy) / parameters,
+                        parameters=parameters - _parameters(copy),
                         outcome=float(np.mean(returns)),
-                        change=bootstrap([np.subtract(returns, whole)], mean, seed=settings.seed),
+                        change=paired(returns, whole),
                     )
                 )
                 tick()
     finally:
         evaluator.close()
     return float(np.mean(whole)), found
+
+
+def paired(returns: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean difference, and Student's interval: a bootstrap's would be too narrow of as few episodes as these."""
+    differences = np.subtract(returns, others)
+    value, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Estimate(value, np.nan, np.nan)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count)
+    return Estimate(value, value - float(reach), value + float(reach))
 
 
 def _taken_over(moment: Moment, removal: Removal, settings: Settings, seed: int) -> StandIns:

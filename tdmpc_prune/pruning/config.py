@@ -134,7 +134,8 @@ class PruneConfig:
     events: int = 12
     """Removals in between, evenly spaced."""
     recovery: int = 0
-    """Updates right after every removal, before the agent acts again; they come on top of those of training."""
+    """Updates right after every removal, before the agent acts again; they come on top of those of training, and what
+    is measured right after a removal is measured after them."""
     eval_episodes: int = 3
     """Episodes right before and right after every removal; 0: none."""
     calibrations: int = 2

@@ -67,6 +67,7 @@ NAN, INF = float("nan"), float("inf")
 STATES = {
     "a billion units": (["architecture", "encoder"], [4, 10**9, 7], "architecture.encoder.1"),
     "a million units": (["architecture", "encoder"], [4, 10**6, 7], "widths of encoder"),
+    "more updates than steps": (["updates"], 10**6, "1000000 updates"),
     "a unit more": (["architecture", "encoder"], [4, 17, 4], "widths of encoder"),
     "a layer more": (["architecture", "encoder"], [4, 5, 5, 4], "widths of encoder"),
     "layers without end": (["architecture", "encoder"], [1] * 10**5, "architecture.encoder"),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,23 +14,24 @@ import psutil
 import yaml
 from wandb import wandb_agent
 
-from tdmpc_prune.wandb_sink import _within
-
 KEY = "correcthorsebatterystaple" + "0123456789abcdef"
 """What a user of the server logs in with."""
 SWEEP = "sweep123"
 
 
 def end_wandb() -> None:
-    """After it, W&B has written all, and knows nothing of the environment. A core that does not end is killed."""
+    """After it, W&B has written all, unless it hung, and knows nothing of the environment."""
     import wandb
 
-    try:
-        _within(60, wandb.teardown)
-    except TimeoutError:
+    thread = threading.Thread(target=wandb.teardown, daemon=True)
+    thread.start()
+    thread.join(60)
+    if thread.is_alive():  # seen once: its core did not end
         for child in psutil.Process().children():
-            if child.name() == "wandb-core":
-                child.kill()
+            with suppress(psutil.NoSuchProcess):
+                if child.name() == "wandb-core":
+                    child.kill()
+        thread.join(10)
 
 
 def agent_command(definition: dict[str, Any], parameters: dict[str, Any], folder: str = "/tmp") -> list[str]:

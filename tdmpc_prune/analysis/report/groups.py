@@ -19,6 +19,10 @@ WORDS = {
     ("prune.selection", "scores"): "",
 }
 """Values that the report says in other words, or not at all."""
+COMPONENT = "prune.limits.component."
+"""Coefficients by component: of those that are not set, 1."""
+UNSAID = {"prune.recovery": 0, "init_from": "nothing"}
+"""Values that mean that there is none of it."""
 OWN = ("seed", "eval_episodes", "prune.eval_episodes", *(n for n in FREE_ON_RESUME if n != "steps"))
 """Settings that a run of a group has to itself, or that decide only what is measured."""
 
@@ -117,12 +121,15 @@ def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
         named.setdefault(tuple(_relevant(run).get(key) for key in KEY), []).append(run)
     parts: list[tuple[list[ReportRun], list[str]]] = []
     for members in named.values():
+        found = [_relevant(run) for run in members]
+        coefficients = {key for one in found for key in one if key.startswith(COMPONENT)}
+        found = [dict.fromkeys(coefficients, 1.0) | one for one in found]
         # An older version's run lacks newer settings: what only some have decides nothing.
-        shared = set.intersection(*(set(_relevant(run)) for run in members)) - set(KEY)
+        shared = sorted(set.intersection(*map(set, found)) - set(KEY))
         split: dict[tuple[str, ...], list[ReportRun]] = {}
-        for run in members:
-            split.setdefault(tuple(repr(_relevant(run)[key]) for key in sorted(shared)), []).append(run)
-        differing = [key for key in sorted(shared) if len({repr(_relevant(run)[key]) for run in members}) > 1]
+        for run, one in zip(members, found, strict=True):
+            split.setdefault(tuple(repr(one[key]) for key in shared), []).append(run)
+        differing = [key for key in shared if len({repr(one[key]) for one in found}) > 1]
         parts += [(part, differing) for part in split.values()]
     groups = [
         RunGroup(
@@ -160,7 +167,10 @@ def _kind(run: ReportRun, runs: Sequence[ReportRun]) -> str:
 
 def _extras(run: ReportRun, differing: Sequence[str]) -> str:
     """Settings that are none of a group's key, but differ between runs that share it."""
-    said = ", ".join(f"{key} {_relevant(run)[key]}" for key in differing)
+    own = _relevant(run)
+    said = ", ".join(
+        f"{key} {own[key]}" for key in differing if key in own and (key, own[key]) not in UNSAID.items()
+    )
     return f" ({said})" if said else ""
 
 
@@ -169,6 +179,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-    """How many settings two runs share."""
-    return sum(one.get(key, ...) == value for key, value in other.items())
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, int]:
+    """How many settings two runs share: of their agents, and then of all. Others differ between versions, too."""
+    shared = [key for key, value in other.items() if one.get(key, ...) == value]
+    return sum(key.startswith("agent.") for key in shared), len(shared)

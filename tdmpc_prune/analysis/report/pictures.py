@@ -87,7 +87,7 @@ def _outcomes(section: Section, prefix: str) -> Iterator[Picture]:
             slug(prefix, "removals"),
             "What each removal did",
             _words(
-                "Hollow: right before a removal; filled: right after it, nothing learned in between. A long",
+                "Hollow: right before a removal; filled: right after it and its recovery, if any. A long",
                 "stroke is a removal that cut deep. Grey: evaluations. Interquartile means over seeds.",
                 better,
             ),
