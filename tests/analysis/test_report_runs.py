@@ -117,8 +117,19 @@ def test_seeds_are_taken_together(tmp_path):
         ),
         (
             {"init_from": "runs/dense"},
-            ["taylor uniform 80% (init_from a dense run)", "taylor uniform 80%"],
+            ["taylor uniform 80%", "taylor uniform 80% (init_from a dense run)"],
         ),
+        # Older runs lack it, and had none of it.
+        (
+            {"prune__recovery": 50},
+            ["taylor uniform 80%", "taylor uniform 80% (prune.recovery 50)"],
+        ),
+        ({"prune__recovery": 0}, ["taylor uniform 80%"]),
+        (
+            {"prune__limits": {"coupling": 1.0, "component": {"q1": 0.5}}},
+            ["taylor uniform 80%", "taylor uniform 80% (prune.limits.component.q1 0.5)"],
+        ),
+        ({"prune__limits": {"coupling": 1.0, "component": {"q1": 1.0}}}, ["taylor uniform 80%"]),
         # Newer versions have settings that older runs lack.
         ({"prune__new": 1}, ["taylor uniform 80%"]),
     ],
@@ -147,6 +158,16 @@ def test_the_dense_group_most_like_it_is_the_reference(tmp_path):
     section = only_section(tmp_path)
     pruned = next(group for group in section.groups if not group.dense)
     assert section.reference(pruned).settings["steps"] == 5000
+
+
+def test_a_smaller_dense_agent_is_no_reference(tmp_path):
+    """Not even if it shares more settings: a newer version has more of them."""
+    write_run(tmp_path / "a", seed=1, new=1, newer=2)
+    write_run(tmp_path / "b", seed=1, criterion="none")
+    write_run(tmp_path / "c", seed=1, criterion="none", new=1, newer=2, agent={"latent_dim": 4})
+    section = only_section(tmp_path)
+    pruned = next(group for group in section.groups if not group.dense)
+    assert section.reference(pruned).settings["agent.latent_dim"] == 8
 
 
 def test_each_run_is_read_once(tmp_path):

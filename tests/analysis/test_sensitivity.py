@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from moments import HIDDEN, Planted, filled_replay, moment_of, small_agent
+from scipy import stats
 
 from tdmpc_prune.analysis import sensitivity as module
-from tdmpc_prune.analysis.sensitivity import Settings, lowest, parts, sensitivity
+from tdmpc_prune.analysis.sensitivity import Settings, lowest, paired, parts, sensitivity
 from tdmpc_prune.analysis.validity import load_moment
 from tdmpc_prune.cli import main
+from tdmpc_prune.commands.sensitivity import _draw
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.compensation import BATCHES, stand_ins
 from tdmpc_prune.pruning.groups import find_groups
@@ -20,7 +22,7 @@ from tdmpc_prune.pruning.surgery import remove_units
 CPU = torch.device("cpu")
 PARTS = ["encoder", "dynamics", "reward", "policy", "q1", "q2", "latent"]
 SETTINGS = Settings(
-    shares=(0.25, 0.5), criterion="taylor", compensation="linear", ridge=0.1, episodes=3, batches=2, seed=5
+    shares=(0.25, 0.5), criterion="fisher", compensation="linear", ridge=0.02, episodes=3, batches=2, seed=5
 )
 
 
@@ -29,7 +31,8 @@ def planted(agent):
     scores = {group.name: torch.arange(group.units).float() for group in find_groups(agent)}
     for found in scores.values():
         found[0] = 1e3
-    return Planted({"taylor": scores})
+    wrong = {name: -found for name, found in scores.items()}
+    return Planted({"fisher": scores, "taylor": wrong})
 
 
 class Widths:
@@ -99,12 +102,13 @@ def test_one_part_is_cut_and_the_others_are_whole(evaluated):
             inner = slice(1, -1)
             assert widths[name][inner] == [a - b for a, b in zip(dense[name][inner], gone, strict=True)]
         sizes = [sum(p.numel() for p in x.model.parameters()) for x in (left, agent)]
-        assert one.saved == pytest.approx(1 - sizes[0] / sizes[1])
+        assert one.parameters == sizes[1] - sizes[0] > 0
     assert whole == pytest.approx((HIDDEN + HIDDEN + 10 + HIDDEN) / 3)
     changes = {(one.part.name, one.share): one.change for one in found}
     half = changes["dynamics", 0.5]  # 60 units to 30: returns 60, 70, 60 to 30, 40, 15
     assert half.value == pytest.approx((-30 - 30 - 45) / 3)
-    assert (half.low, half.high) == (pytest.approx(-45), pytest.approx(-30))
+    low, high = stats.t.interval(0.95, 2, loc=-35, scale=stats.sem([-30, -30, -45]))
+    assert (half.low, half.high) == (pytest.approx(low), pytest.approx(high))
     assert found[3].outcome == pytest.approx((30 + 40 + 15) / 3)
     assert changes["reward", 0.5].value == changes["reward", 0.5].low == 0
     assert all(torch.equal(before[name], value) for name, value in agent.model.state_dict().items())
@@ -115,7 +119,7 @@ def test_a_share_that_is_no_unit_removes_none(evaluated):
     moment = moment_of(agent, filled_replay(agent), planted(agent))
     _, found = sensitivity(moment, Settings(**vars(SETTINGS) | {"shares": (0.05,)}))
     latent = found[-1]
-    assert (latent.part.name, latent.removed, latent.saved) == ("latent", 0, 0)
+    assert (latent.part.name, latent.removed, latent.parameters) == ("latent", 0, 0)
     assert latent.change.value == 0 < found[1].removed
 
 
@@ -130,7 +134,7 @@ def test_what_is_evaluated_is_what_pruning_would_make(kind, evaluated):
     removal = {f"dynamics.{n}": torch.arange(1, 31) for n in (0, 2)}
     own = torch.Generator().manual_seed(module.seeds(5, 2)[1])
     batches = [replay.sample(agent.config.batch_size, own) for _ in range(BATCHES)]
-    taken_over = stand_ins(agent, moment.groups, removal, lambda: [agent.run_on(b) for b in batches], 0.1)
+    taken_over = stand_ins(agent, moment.groups, removal, lambda: [agent.run_on(b) for b in batches], 0.02)
     wanted = agent.copy_for_acting()
     remove_units(wanted, find_groups(wanted), removal, taken_over if kind == "linear" else {})
     left = evaluated.last.agents[2].model.state_dict()
@@ -171,7 +175,7 @@ def test_json_table_and_picture(runs, tmp_path, capsys):
         (n, s) for n in PARTS for s in (0.3, 0.8)
     ]
     for one in result["parts"]:
-        assert 0 < one["parameters_saved"] < 1
+        assert 0 < one["parameters"] < result["parameters"]
         assert 0 < one["removed"] < one["units"]
         assert one["change_low"] <= one["change"] <= one["change_high"]
         assert one["return"] == pytest.approx(result["return"] + one["change"])
@@ -180,20 +184,66 @@ def test_json_table_and_picture(runs, tmp_path, capsys):
     assert main([*arguments, "--compensation", "none"]) == 0
     table = capsys.readouterr().out.splitlines()
     header = next(line for line in table if line.startswith("part"))
-    assert header.split() == ["part", "units", "-0.3", "-0.8"]
+    assert header.split() == ["part", "units", "of", "all", "parameters", "-0.3", "-0.8"]
+    largest = {one["part"]: one["parameters"] / result["parameters"] for one in result["parts"]}
+    shown = {
+        line.split()[0]: line.split()[2] for line in table if line.split()[:1] and line.split()[0] in PARTS
+    }
+    assert shown == {name: f"{share:.1%}" for name, share in largest.items()}
     assert [line.split()[0] for line in table if line.split()[:1] and line.split()[0] in PARTS] == PARTS
     assert not any(line.startswith("ridge") for line in table)
 
 
-def test_a_fall_beyond_doubt_is_marked(runs, capsys, monkeypatch, evaluated):
-    monkeypatch.setattr(
-        Widths,
-        "run",
-        lambda self, agent, _: SimpleNamespace(returns=[float(agent.model.architecture()["policy"][1])] * 2),
-    )
-    assert main(["sensitivity", str(runs["dense"]), *QUICK, "--shares", "0.5"]) == 0
+class Falling(Widths):
+    """Returns that fall with the policy's width: for certain in the first case, by chance in the second."""
+
+    sure = True
+
+    def run(self, agent, agent_step):
+        width = agent.model.architecture()["policy"][1] - 7.0
+        return SimpleNamespace(
+            returns=[-50 + width, -50 + (1.1 if self.sure else -0.5) * width][: self.episodes]
+        )
+
+
+@pytest.mark.parametrize("sure", [True, False])
+def test_a_fall_beyond_doubt_is_marked(sure, runs, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "Evaluator", Falling)
+    monkeypatch.setattr(Falling, "sure", sure)
+    arguments = ["sensitivity", str(runs["dense"]), *QUICK, "--shares", "0.5"]
+    assert main([*arguments, "--plot", str(tmp_path / "negative.svg")]) == 0
     marked = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.endswith("*")]
-    assert marked == ["policy"]
+    assert marked == (["policy"] if sure else [])
+    # Of one episode nothing is certain.
+    assert main([*arguments, "--episodes", "1", "--json"]) == 0
+    found = {one["part"]: one for one in json.loads(capsys.readouterr().out)["parts"]}
+    assert found["policy"]["change"] < 0
+    assert found["policy"]["change_low"] is found["policy"]["change_high"] is None
+
+
+def test_the_picture_holds_every_return():
+    def result(*returns):
+        return {
+            "task": "x",
+            "env_step": 1,
+            "return": returns[0],
+            "parts": [{"part": "q1", "share": 0.5, "return": value} for value in returns[1:]],
+        }
+
+    for returns in ((-50, -55, -60), (900, 850, 30)):
+        low, high = _draw(result(*returns)).axes[0].get_ylim()
+        assert low <= min(returns)
+        assert high >= max(returns)
+        assert low <= 0 or min(returns) < 0
+
+
+def test_paired_intervals():
+    found = paired([5.0, 2.0, 9.0, 4.0], [4.0, 4.0, 5.0, 1.0])
+    low, high = stats.t.interval(0.95, 3, loc=1.5, scale=stats.sem([1, -2, 4, 3]))
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, low, high))
+    one = paired([5.0], [4.0])
+    assert one.value == 1
+    assert np.isnan([one.low, one.high]).all()
 
 
 def test_the_same_command_says_the_same(runs, capsys):

@@ -3,14 +3,15 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from results import run, tables
+from results import measurements, run, tables
 from results.markdown import cell
-from results.measurements import robustness
+from results.measurements import robustness, sensitivity
 from results.store import HERE, Store
-from results.tables import README, each_group, matrix, write
+from results.tables import README, each_group, is_small, matrix, write
 from tdmpc_prune.analysis.report.groups import sections
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.statistics import Estimate
@@ -120,6 +121,44 @@ def test_ways_to_select_have_rows_of_their_own_and_older_runs_went_by_scores(tmp
         "taylor, surgeon": "10 (1)",
         "taylor, residual": "10 (1)",
     }
+
+
+def test_small_is_what_is_smaller_than_others_of_its_preset(tmp_path):
+    paths = [run_folder(tmp_path / str(n), seed=1, returns=(0, n), hidden_dim=n) for n in (16, 128)]
+    paper = run_folder(tmp_path / "paper", seed=1, returns=(0, 1), hidden_dim=512)
+    config = json.loads((paper / "config.json").read_text())
+    config["config"]["preset"] = "paper"
+    (paper / "config.json").write_text(json.dumps(config))
+    [found] = sections(read_runs([*paths, paper]))
+    small = {group.settings["agent.hidden_dim"]: is_small(group, found) for group in found.groups}
+    assert small == {16: True, 128: False, 512: False}
+
+
+def test_sensitivity_over_seeds(monkeypatch):
+    def result(whole, *returns):
+        cut = [("q1", 0.5), ("q1", 0.8), ("latent", 0.5), ("latent", 0.8)]
+        parts = [
+            {"part": part, "units": 1_500, "share": share, "return": value}
+            for (part, share), value in zip(cut, returns, strict=True)
+        ]
+        return {"task": "walker-walk", "return": whole, "parts": parts}
+
+    found = [result(900, 800, 700, 20, 10), result(800, 700, 650, 30, 20)]
+    named = [SimpleNamespace(name=f"sensitivity-{n}", result=lambda n=n: found[n]) for n in (0, 1)]
+    others = [
+        SimpleNamespace(name="sensitivity-2", result=lambda: None),  # not measured yet
+        SimpleNamespace(name="damage", result=lambda: pytest.fail("another measurement")),
+    ]
+    monkeypatch.setattr(measurements, "_measurements", lambda study: [*named, *others])
+    [table] = sensitivity("harder")
+    assert table.startswith("walker-walk, one part cut")
+    assert "undisturbed return 850 [800, 900] (2)" in table
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert rows[0] == ["part", "units", "without 50%", "without 80%"]
+    assert rows[2] == ["q1", "1,500", "750 [700, 800] (2)", "675 [650, 700] (2)"]
+    assert rows[3] == ["latent", "1,500", "25 [20, 30] (2)", "15 [10, 20] (2)"]
+    monkeypatch.setattr(measurements, "_measurements", lambda study: others)
+    assert sensitivity("harder") == []
 
 
 def test_the_readme_shows_what_is_recorded(tmp_path, monkeypatch):

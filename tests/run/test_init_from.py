@@ -104,6 +104,15 @@ def test_it_prunes_and_goes_on_learning(dense, pruned):
     assert steps[1] > steps[0] > 0  # Adam goes on counting
 
 
+def test_it_recovers_from_removals(dense, folder, no_plot):
+    run_small([*PRUNED, "--init-from", str(dense), "--prune.recovery", "4"], folder)
+    found = rows(folder)
+    dense_ahead = state(dense)["progress"]["agent_step"] - state(dense)["updates"]
+    ahead = [row["agent_step"] - row["update"] for row in found if "prune/event" in row]
+    assert ahead == [dense_ahead - 4, dense_ahead - 8]
+    assert found[-1]["agent_step"] - found[-1]["update"] == dense_ahead - 8
+
+
 def test_replay_and_moments_are_taken_over(dense, folder, interrupt, no_plot):
     interrupt(1)
     with pytest.raises(Interrupted):

@@ -114,7 +114,7 @@ def test_the_runs_are_worth_comparing(name, whole):
 
 
 def test_recovery_comes_before_the_agent_acts_again(whole):
-    """As many updates more than agent steps as were asked for; their losses are in the row of the next episode."""
+    """As many updates more than agent steps as were asked for."""
     path, _ = whole["taylor, recovering"]
     first, *_ = events = event_rows(path)
     assert [r["update"] - r["agent_step"] for r in events] == [3 * n for n in range(1, len(events) + 1)]
