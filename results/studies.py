@@ -172,6 +172,7 @@ def selection() -> Iterator[Work]:
 SENSITIVITY = ("sensitivity", "--episodes", "10")
 SPARED = ("--prune.limits.coupling", 0.5, "--prune.limits.component", "dynamics", 0.5, "encoder", 0.5)
 """What the walker's planner cannot do without gives half as much as the rest."""
+SPARED_MORE = ("--prune.limits.coupling", 0.25, "--prune.limits.component", "dynamics", 0.25, "encoder", 0.5)
 
 
 def harder() -> Iterator[Work]:
@@ -188,6 +189,7 @@ def harder() -> Iterator[Work]:
         yield trial(WALKER, "--seed", seed, *DENSE, after=whole)
         for more in ((), whole_latent, recovering, SPARED, ("--prune.allocation", "calibrated")):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
+        yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.8, *SPARED_MORE, after=whole)
         yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))
     paper = ("--preset", "paper", "--steps", 60_000)
     yield dense(WALKER, 1, *paper)
