@@ -15,9 +15,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from agents.replay import Batch
 from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate
 from tdmpc_prune.analysis.validity import Moment, replay_tracker
-from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.compensation import BATCHES, StandIns, stand_ins
 from tdmpc_prune.pruning.config import Compensation, Criterion
 from tdmpc_prune.pruning.groups import Group, find_groups
@@ -111,13 +111,8 @@ def sensitivity(
         agent, moment.groups, moment.replay, batches=settings.batches, seed=score_seed
     )
     scores = tracker.scores(settings.criterion)
-    evaluator = Evaluator(
-        stored.task,
-        env_seed=stored.seed,
-        episodes=settings.episodes,
-        seed=settings.seed,
-        action_repeat=stored.action_repeat,
-    )
+    evaluator = moment.evaluator(settings.episodes, settings.seed)
+    batches = _batches(moment, batch_seed) if settings.compensation == "linear" else []
     parameters = _parameters(agent)
     found = []
     try:
@@ -127,7 +122,7 @@ def sensitivity(
                 removal = lowest(part, share, scores)
                 copy = agent.copy_for_acting()
                 remove_units(
-                    copy, find_groups(copy), removal, _taken_over(moment, removal, settings, batch_seed)
+                    copy, find_groups(copy), removal, _taken_over(moment, removal, batches, settings.ridge)
                 )
                 returns = evaluator.run(copy, stored.agent_step).returns
                 found.append(
@@ -156,19 +151,22 @@ def paired(returns: Sequence[float], others: Sequence[float]) -> Estimate:
     return Estimate(value, value - float(reach), value + float(reach))
 
 
-def _taken_over(moment: Moment, removal: Removal, settings: Settings, seed: int) -> StandIns:
-    """What layers take over, seen on replayed batches, the same for every removal."""
-    if settings.compensation == "none":
-        return {}
+def _batches(moment: Moment, seed: int) -> list[Batch]:
+    """What is compensated on, the same for every removal."""
     agent = moment.stored.agent
     own = torch.Generator(agent.device).manual_seed(seed)
-    batches = [moment.replay.sample(agent.config.batch_size, own) for _ in range(BATCHES)]
+    return [moment.replay.sample(agent.config.batch_size, own) for _ in range(BATCHES)]
+
+
+def _taken_over(moment: Moment, removal: Removal, batches: Sequence[Batch], ridge: float) -> StandIns:
+    """What layers take over, seen on these batches; nothing without any."""
+    agent = moment.stored.agent
 
     def forward() -> None:
         for batch in batches:
             agent.run_on(batch)
 
-    return stand_ins(agent, moment.groups, removal, forward, settings.ridge)
+    return stand_ins(agent, moment.groups, removal, forward, ridge) if batches else {}
 
 
 def _parameters(agent: Any) -> int:

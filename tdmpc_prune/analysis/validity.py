@@ -73,6 +73,17 @@ class Moment:
         """Where the scores come from."""
         return "stored" if self.tracker else "replay"
 
+    def evaluator(self, episodes: int, seed: int) -> Evaluator:
+        """Of the run's own world; number i of the episodes is reset with `seed` + i."""
+        stored = self.stored
+        return Evaluator(
+            stored.task,
+            env_seed=stored.seed,
+            episodes=episodes,
+            seed=seed,
+            action_repeat=stored.action_repeat,
+        )
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -231,13 +242,7 @@ def _return_pairs(
 ) -> tuple[float, list[Pairs]]:
     """The return of the whole agent, and the return damage of random subsets of every group."""
     stored, rng = moment.stored, np.random.default_rng(seed)
-    evaluator = Evaluator(
-        stored.task,
-        env_seed=stored.seed,
-        episodes=settings.episodes,
-        seed=settings.seed,
-        action_repeat=stored.action_repeat,
-    )
+    evaluator = moment.evaluator(settings.episodes, settings.seed)
     try:
         damage = ReturnDamage(stored.agent, evaluator, stored.agent_step)
         pairs = []

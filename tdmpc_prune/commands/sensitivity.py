@@ -142,9 +142,7 @@ def _show_tables(result: dict[str, Any]) -> None:
     print()
     rows: dict[str, dict[str, Any]] = {}
     for one in result["parts"]:
-        row = rows.setdefault(
-            one["part"], {"part": one["part"], "units": one["units"], "of all parameters": ""}
-        )
+        row = rows.setdefault(one["part"], {"part": one["part"], "units": one["units"]})
         row["of all parameters"] = f"{one['parameters'] / result['parameters']:.1%}"
         row[f"-{one['share']}"] = formatted(one["return"]) + "*" * (one["change_high"] < 0)
     show_table(list(rows.values()))

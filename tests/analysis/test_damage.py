@@ -30,14 +30,6 @@ GROUPS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def batch() -> Batch:
     """Sequences of unequal weights, some of which end."""

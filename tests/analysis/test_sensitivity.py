@@ -10,6 +10,7 @@ from moments import HIDDEN, Planted, filled_replay, moment_of, small_agent
 from scipy import stats
 
 from tdmpc_prune.analysis import sensitivity as module
+from tdmpc_prune.analysis import validity
 from tdmpc_prune.analysis.sensitivity import Settings, lowest, paired, parts, sensitivity
 from tdmpc_prune.analysis.validity import load_moment
 from tdmpc_prune.cli import main
@@ -54,7 +55,7 @@ class Widths:
 
 @pytest.fixture
 def evaluated(monkeypatch):
-    monkeypatch.setattr(module, "Evaluator", Widths)
+    monkeypatch.setattr(validity, "Evaluator", Widths)
     return Widths
 
 
@@ -208,7 +209,7 @@ class Falling(Widths):
 
 @pytest.mark.parametrize("sure", [True, False])
 def test_a_fall_beyond_doubt_is_marked(sure, runs, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "Evaluator", Falling)
+    monkeypatch.setattr(validity, "Evaluator", Falling)
     monkeypatch.setattr(Falling, "sure", sure)
     arguments = ["sensitivity", str(runs["dense"]), *QUICK, "--shares", "0.5"]
     assert main([*arguments, "--plot", str(tmp_path / "negative.svg")]) == 0
