@@ -146,7 +146,7 @@ def damage() -> list[str]:
                 {
                     "group": name,
                     "loss, of a unit": f"{value:.3g}",
-                    "return, of a random half": f"{damage['return'][name]:.0f}",
+                    "return, of a random half": f"{found['return'][name]:.0f}",
                 }
                 for name, value in found["loss"].items()
             ]

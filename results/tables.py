@@ -122,7 +122,9 @@ def called(group: RunGroup, section: Section) -> str:
 def window_share(result: GroupResult, section: Section) -> Estimate | None:
     """The mean return while units are removed over the dense runs' at the same time, seed by seed."""
     reference = section.reference(result.group)
-    if reference is None or result.group.dense or result.group.settings.get("init_from"):
+    if reference is None or result.group.dense:
+        return None
+    if bool(reference.settings.get("init_from")) != bool(result.group.settings.get("init_from")):
         return None  # what goes on from another run counts its steps anew
     dense = {run.seed: run for run in reference.runs}
     shares = []

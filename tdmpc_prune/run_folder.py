@@ -182,7 +182,7 @@ def earlier(settings: dict[str, Any]) -> dict[str, Any]:
     if known["prune.compensation"] != "none":
         known = {"prune.ridge": 1e-3} | known
     guard = known.get("prune.importance.guard")
-    if criterion.startswith("bayesian") and guard is not None:
+    if str(criterion).startswith("bayesian") and guard is not None:  # a damaged one may be anything
         known = {"prune.importance.guard_end": guard} | known
     return known
 

@@ -140,6 +140,27 @@ def test_what_makes_a_group(tmp_path, setting, names):
     assert list(labels(tmp_path)) == names
 
 
+def test_what_is_set_otherwise_at_another_sparsity_is_said(tmp_path):
+    write_run(tmp_path / "a", sparsity=0.8, prune__events=9)
+    write_run(tmp_path / "b", sparsity=0.9)
+    assert list(labels(tmp_path)) == [
+        "taylor uniform 90% (prune.events 2)",
+        "taylor uniform 80% (prune.events 9)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("begun", "reference"), [("runs/a", "dense (init_from a dense run)"), (None, "dense")]
+)
+def test_what_goes_on_is_measured_against_what_went_on(tmp_path, begun, reference):
+    write_run(tmp_path / "fresh", criterion="none")
+    write_run(tmp_path / "going-on", criterion="none", init_from="runs/b", prune__events=7)
+    write_run(tmp_path / "pruned", init_from=begun)
+    section = only_section(tmp_path)
+    pruned = next(group for group in section.groups if not group.dense)
+    assert section.reference(pruned).label == reference
+
+
 def test_tasks_are_apart(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", (0.3, 0.2, 0.1), task="autoencoder")

@@ -293,6 +293,19 @@ def test_bayesian_runs_of_before_the_guard_could_relax_go_on_with_theirs(folder)
             stored.check(now)
 
 
+@pytest.mark.parametrize("criterion", [True, ["bayesian"], 7, None])
+def test_a_damaged_criterion_is_another_setting(folder, criterion):
+    """The fuzzer found it: a criterion that is no text was asked how it starts."""
+    config = TrainConfig("cartpole-balance", prune=PruneConfig(criterion="bayesian"))
+    with RunFolder(folder) as run:
+        run.open(config)
+    about = json.loads((folder / "config.json").read_text())
+    about["config"]["prune"]["criterion"] = criterion
+    (folder / "config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="holds a run with other settings: prune.criterion"):
+        RunFolder(folder).check(config)
+
+
 def test_removals_that_fall_together_are_warned_of(folder, capsys, no_plot):
     """Twelve of them in the last two of three episodes; and a run that is finished says so."""
     few = ("--prune.importance.warmup", "5", "--prune.eval-episodes", "1", "--run-dir", str(folder))

@@ -13,6 +13,8 @@ SEVERAL = ("prune.schedule", "prune.compensation", "prune.selection", "preset")
 """Settings that are worth a word where a task's runs have several values of them."""
 KEY = ("task", "prune.criterion", "prune.allocation", "prune.sparsity", *SEVERAL)
 """Settings that name a group; among them the runs of one group differ in nothing."""
+FAMILY = tuple(key for key in KEY if key != "prune.sparsity")
+"""Those that groups of one kind share, however much is removed."""
 WORDS = {
     ("prune.compensation", "linear"): "compensated",
     ("prune.compensation", "none"): "cut only",
@@ -116,21 +118,17 @@ def sections(runs: Iterable[ReportRun]) -> list[Section]:
 
 def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
     """Groups of one task's runs: first by what names them, then by whatever else was set differently."""
-    named: dict[tuple[Any, ...], list[ReportRun]] = {}
-    for run in runs:
-        named.setdefault(tuple(_relevant(run).get(key) for key in KEY), []).append(run)
+    found = [_relevant(run) for run in runs]
+    coefficients = {key for one in found for key in one if key.startswith(COMPONENT)}
+    found = [dict.fromkeys(coefficients, 1.0) | one for one in found]
     parts: list[tuple[list[ReportRun], list[str]]] = []
-    for members in named.values():
-        found = [_relevant(run) for run in members]
-        coefficients = {key for one in found for key in one if key.startswith(COMPONENT)}
-        found = [dict.fromkeys(coefficients, 1.0) | one for one in found]
-        # An older version's run lacks newer settings: what only some have decides nothing.
-        shared = sorted(set.intersection(*map(set, found)) - set(KEY))
-        split: dict[tuple[str, ...], list[ReportRun]] = {}
-        for run, one in zip(members, found, strict=True):
-            split.setdefault(tuple(repr(one[key]) for key in shared), []).append(run)
-        differing = [key for key in shared if len({repr(one[key]) for one in found}) > 1]
-        parts += [(part, differing) for part in split.values()]
+    for family in _by(FAMILY, list(zip(runs, found, strict=True))):
+        for named in _by(KEY, family):
+            # An older version's run lacks newer settings: what only some have decides nothing.
+            shared = sorted(set.intersection(*(set(one) for _, one in named)) - set(KEY))
+            # What is set alike at one sparsity has to be said where it is set otherwise at another one.
+            differing = [key for key in shared if len({repr(one[key]) for _, one in family if key in one}) > 1]
+            parts += [([run for run, _ in part], differing) for part in _by(shared, named)]
     groups = [
         RunGroup(
             _kind(part[0], runs),
@@ -140,6 +138,16 @@ def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
         for part, differing in parts
     ]
     return sorted(groups, key=lambda group: (not group.dense, group.family, group.target))
+
+
+def _by(
+    keys: Sequence[str], members: Sequence[tuple[ReportRun, dict[str, Any]]]
+) -> list[list[tuple[ReportRun, dict[str, Any]]]]:
+    """Runs and their settings, those together whose settings `keys` are the same."""
+    parts: dict[tuple[str, ...], list[tuple[ReportRun, dict[str, Any]]]] = {}
+    for run, one in members:
+        parts.setdefault(tuple(repr(one.get(key)) for key in keys), []).append((run, one))
+    return list(parts.values())
 
 
 def _relevant(run: ReportRun) -> dict[str, Any]:
@@ -179,7 +187,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, int]:
-    """How many settings two runs share: of their agents, and then of all. Others differ between versions, too."""
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[int, bool, int]:
+    """How many settings of their agents two runs share; whether both go on from another one, or neither; all settings.
+
+    In this order: others differ between versions, too.
+    """
     shared = [key for key, value in other.items() if one.get(key, ...) == value]
-    return sum(key.startswith("agent.") for key in shared), len(shared)
+    both = bool(one.get("init_from")) == bool(other.get("init_from"))
+    return sum(key.startswith("agent.") for key in shared), both, len(shared)
