@@ -187,7 +187,8 @@ def harder() -> Iterator[Work]:
         for more in ((), gentle, half, whole_latent, recovering, SPARED, (*SPARED, *gentle, *recovering)):
             yield pruned(WALKER, seed, 0.9, *more)
         yield trial(WALKER, "--seed", seed, *DENSE, after=whole)
-        for more in ((), whole_latent, recovering, SPARED, ("--prune.allocation", "calibrated")):
+        calibrated = ("--prune.allocation", "calibrated")
+        for more in ((), whole_latent, recovering, SPARED, (*SPARED, *gentle, *recovering), calibrated):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
         yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.8, *SPARED_MORE, after=whole)
         yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))

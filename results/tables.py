@@ -116,7 +116,7 @@ def called(group: RunGroup, section: Section) -> str:
     """What a table calls a group: widths are said of small agents alone."""
     if not group.dense or is_small(group, section):
         return group.label
-    return group.kind
+    return f"{group.kind} (going on)" if group.settings.get("init_from") else group.kind
 
 
 def window_share(result: GroupResult, section: Section) -> Estimate | None:

@@ -296,14 +296,14 @@ def test_bayesian_runs_of_before_the_guard_could_relax_go_on_with_theirs(folder)
 @pytest.mark.parametrize("criterion", [True, ["bayesian"], 7, None])
 def test_a_damaged_criterion_is_another_setting(folder, criterion):
     """The fuzzer found it: a criterion that is no text was asked how it starts."""
-    config = TrainConfig("cartpole-balance", prune=PruneConfig(criterion="bayesian"))
-    with RunFolder(folder) as run:
-        run.open(config)
-    about = json.loads((folder / "config.json").read_text())
+    stored = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=PruneConfig())
+    about = {"config": to_json(now)}
     about["config"]["prune"]["criterion"] = criterion
-    (folder / "config.json").write_text(json.dumps(about))
-    with pytest.raises(UserError, match="holds a run with other settings: prune.criterion"):
-        RunFolder(folder).check(config)
+    write_json(stored.config, about)
+    with pytest.raises(UserError, match=r"holds a run with other settings: prune.criterion \(stored"):
+        stored.check(now)
 
 
 def test_removals_that_fall_together_are_warned_of(folder, capsys, no_plot):

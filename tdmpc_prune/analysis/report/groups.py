@@ -174,10 +174,12 @@ def _kind(run: ReportRun, runs: Sequence[ReportRun]) -> str:
 
 
 def _extras(run: ReportRun, differing: Sequence[str]) -> str:
-    """Settings that are none of a group's key, but differ between runs that share it."""
+    """Settings that are none of a group's key, but differ between runs that share it; and what it began with."""
     own = _relevant(run)
     said = ", ".join(
-        f"{key} {own[key]}" for key in differing if key in own and (key, own[key]) not in UNSAID.items()
+        f"{key} {own[key]}"
+        for key in sorted({*differing, "init_from"})
+        if key in own and (key, own[key]) not in UNSAID.items()
     )
     return f" ({said})" if said else ""
 
