@@ -19,6 +19,7 @@ from benchmarks.fuzz import MODEL, RUN, STATE, TRAINING
 from tdmpc_prune import cli
 from tdmpc_prune.checkpoint import find, load_agent
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.reading import JSON_BYTES, read_json
 
 VERBS = {
     "evaluate": ["evaluate", "RUN", "--episodes", "1", "--plans", "0"],
@@ -381,6 +382,14 @@ def test_nothing_is_allocated_for_what_is_refused(run, checkpoint):
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert peak < 20 << 20
     assert grown < (50 << 20 if sys.platform == "darwin" else 50 << 10)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, JSON_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(ValueError, match=r"config.json has [\d,]+ bytes, more than"):
+        read_json(path)
 
 
 def test_a_replay_takes_the_rows_that_it_has(run, checkpoint):
