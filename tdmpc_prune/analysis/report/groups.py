@@ -127,7 +127,9 @@ def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
             # An older version's run lacks newer settings: what only some have decides nothing.
             shared = sorted(set.intersection(*(set(one) for _, one in named)) - set(KEY))
             # What is set alike at one sparsity has to be said where it is set otherwise at another one.
-            differing = [key for key in shared if len({repr(one[key]) for _, one in family if key in one}) > 1]
+            differing = [
+                key for key in shared if len({repr(one[key]) for _, one in family if key in one}) > 1
+            ]
             parts += [([run for run, _ in part], differing) for part in _by(shared, named)]
     groups = [
         RunGroup(
