@@ -126,9 +126,11 @@ def _groups(runs: Sequence[ReportRun]) -> list[RunGroup]:
         for named in _by(KEY, family):
             # An older version's run lacks newer settings: what only some have decides nothing.
             shared = sorted(set.intersection(*(set(one) for _, one in named)) - set(KEY))
-            # What is set alike at one sparsity has to be said where it is set otherwise at another one.
             differing = [
-                key for key in shared if len({repr(one[key]) for _, one in family if key in one}) > 1
+                key
+                for key in shared
+                # How it is pruned has to be said where it is set otherwise at another sparsity, too.
+                if _several(key, family if key.startswith("prune.") else named)
             ]
             parts += [([run for run, _ in part], differing) for part in _by(shared, named)]
     groups = [
@@ -150,6 +152,10 @@ def _by(
     for run, one in members:
         parts.setdefault(tuple(repr(one.get(key)) for key in keys), []).append((run, one))
     return list(parts.values())
+
+
+def _several(key: str, members: Sequence[tuple[ReportRun, dict[str, Any]]]) -> bool:
+    return len({repr(one[key]) for _, one in members if key in one}) > 1
 
 
 def _relevant(run: ReportRun) -> dict[str, Any]:
