@@ -69,7 +69,8 @@ class RunFolder:
 
     def _check(self, config: AnyTrainConfig) -> None:
         content = list(self.path.iterdir()) if self.path.is_dir() else []
-        if links := [path.name for path in content if path.is_symlink()]:
+        pictures = [path for part in (self.plots, self.videos) if part.is_dir() for path in part.iterdir()]
+        if links := [path.name for path in [*content, *pictures] if path.is_symlink()]:
             raise UserError(
                 f"{self.path} holds a link ({links[0]}) by which a run would write elsewhere: put what it points "
                 "to in its place, or choose another --run-dir"
