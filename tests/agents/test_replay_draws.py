@@ -265,11 +265,16 @@ def priorities_of(replay):
     return dict(zip(starts_of(batch), (1 / batch.weight).tolist(), strict=True))
 
 
+def rows_of(replay, draws):
+    """The row that each start is in."""
+    batch = replay.sample(draws)
+    return dict(zip(starts_of(batch), batch.index.tolist(), strict=True))
+
+
 def test_priorities_change_only_at_the_index():
     replay = buffer(alpha=1.0, beta=1.0)
     replay.add(tagged(1, 9))
-    batch = replay.sample(200)
-    rows = dict(zip(starts_of(batch), batch.index.tolist(), strict=True))
+    rows = rows_of(replay, 200)
     replay.update_priorities(torch.tensor([rows[1, 2], rows[1, 4]]), torch.tensor([3.0, 0.5]))
     found = priorities_of(replay)
     # The others keep 1, which a first episode gets.
@@ -280,8 +285,7 @@ def test_priorities_change_only_at_the_index():
 def test_a_priority_of_zero_becomes_the_floor():
     replay = buffer(alpha=0.5, beta=1.0)
     replay.add(tagged(1, 5))
-    batch = replay.sample(50)
-    rows = dict(zip(starts_of(batch), batch.index.tolist(), strict=True))
+    rows = rows_of(replay, 50)
     replay.update_priorities(torch.tensor([rows[1, 0]]), torch.tensor([0.0]))
     batch = replay.sample(20_000)
     weights = dict(zip(starts_of(batch), batch.weight.tolist(), strict=True))
@@ -292,8 +296,7 @@ def test_a_priority_of_zero_becomes_the_floor():
 def test_new_episodes_get_the_highest_priority():
     replay = buffer(alpha=1.0, beta=1.0)
     replay.add(tagged(1, 9))
-    batch = replay.sample(200)
-    rows = dict(zip(starts_of(batch), batch.index.tolist(), strict=True))
+    rows = rows_of(replay, 200)
     replay.update_priorities(torch.tensor([rows[1, 2], rows[1, 4]]), torch.tensor([6.0, 0.5]))
     replay.add(tagged(2, 6, terminated=True))
     found = priorities_of(replay)
@@ -305,8 +308,7 @@ def test_new_episodes_get_the_highest_priority():
 def test_the_highest_priority_can_be_below_one():
     replay = buffer(alpha=1.0, beta=1.0)
     replay.add(tagged(1, 5))
-    batch = replay.sample(50)
-    rows = dict(zip(starts_of(batch), batch.index.tolist(), strict=True))
+    rows = rows_of(replay, 50)
     replay.update_priorities(torch.tensor([rows[1, 0], rows[1, 1]]), torch.tensor([0.01, 0.2]))
     replay.add(tagged(2, 4))
     assert priorities_of(replay) == pytest.approx({(1, 0): 1, (1, 1): 20, (2, 0): 20}, rel=1e-3)
