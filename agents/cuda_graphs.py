@@ -8,7 +8,8 @@ nothing is compiled.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
@@ -18,6 +19,20 @@ WARM_UP = 2
 """Calls before a capture: what libraries set up at their first call cannot be captured."""
 
 Result = TypeVar("Result")
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Has CUDA multiply float32 matrices by its tensor cores meanwhile (compute capability 8.0 and later).
+
+    Factors are rounded to 10 bits of mantissa, and added up in float32: a result is off by some 3e-4 of itself.
+    """
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class Captured(Generic[Result]):

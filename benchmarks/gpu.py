@@ -1,6 +1,6 @@
 """What CUDA graphs bring: milliseconds of an update and a plan on a GPU, dense and pruned.
 
-python -m benchmarks.gpu [--upstream PATH]
+python -m benchmarks.gpu [--deterministic] [--upstream PATH]
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import tyro
@@ -22,6 +24,7 @@ from agents.tdmpc.updates import Updates
 from benchmarks.upstream import Upstream
 from tdmpc_prune.commands.common import show_rows
 from tdmpc_prune.config import PRESETS, Preset
+from tdmpc_prune.device import set_deterministic
 from tdmpc_prune.pruning.config import ImportanceConfig, Limits, PruneConfig
 from tdmpc_prune.pruning.pruner import Pruner
 from tdmpc_prune.speed import Sizes, Work, alternate, machine, new_subject, random_replay
@@ -39,6 +42,8 @@ class Options:
     """Share of the parameters that the pruned agent has lost."""
     round_to: int = 8
     """Widths left are multiples of this: a GPU reads other rows in smaller pieces."""
+    deterministic: bool = False
+    """Only algorithms that repeat themselves bit by bit, as `tdmpc-prune train --deterministic` has them."""
     upstream: Path | None = None
     """A checkout of the public TD-MPC code, timed in turn."""
     seconds: float = 4.0
@@ -96,12 +101,16 @@ def measure(preset: Preset, options: Options) -> list[dict[str, Any]]:
     pruned.warm_up()
     events = pruned.prune()
     pruned.warm_up()
+    precise = Agent(preset, options.sparsity, options.round_to)
+    with patch("agents.tdmpc.plan_graphs.tf32", nullcontext):  # a graph goes on as it was captured
+        precise.warm_up()
     works: dict[tuple[str, str], Work] = {}
     for name, one in (("dense", dense), ("pruned", pruned)):
         works[name, "update"], works[name, "plan"] = Work(one.update), Work(one.plan)
         works[name, "update without tracker"] = Work(one.bare)
         for kind in ("update", "plan"):
             works[f"{name}, launch by launch", kind] = Work(getattr(one, kind), module_by_module)
+    works["dense, float32 alone", "plan"] = Work(precise.plan)
     if options.upstream:
         public = Upstream(options.upstream, new_subject(PRESETS[preset], Sizes(), CUDA))
         works["public code", "update"], works["public code", "plan"] = Work(public.update), Work(public.plan)
@@ -123,6 +132,7 @@ def main(options: Options) -> int:
     if not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU, and PyTorch sees none here", file=sys.stderr)
         return 2
+    set_deterministic(options.deterministic)
     rows = [row for preset in options.presets for row in measure(preset, options)]
     show_rows(f"{machine(CUDA)}; milliseconds, medians in turn", rows, as_json=options.json)
     return 0

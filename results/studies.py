@@ -178,23 +178,27 @@ SPARED_MORE = ("--prune.limits.coupling", 0.25, "--prune.limits.component", "dyn
 def harder() -> Iterator[Work]:
     """walker-walk to 90%: while it learns to walk, or after; what keeps its planner going; and a larger agent."""
     gentle, recovering = ("--prune.ridge", 0.001), ("--prune.recovery", 500)
+    recipe, paper = (*SPARED, *gentle, *recovering), ("--preset", "paper", "--steps")
     for seed in SEEDS[:3]:
         whole = dense(WALKER, seed)
         yield whole
         yield small(WALKER, 0.9, seed)
         half = (*gentle, "--prune.limits.coupling", 0.5)
         whole_latent = (*gentle, "--prune.limits.coupling", 0.0)
-        for more in ((), gentle, half, whole_latent, recovering, SPARED, (*SPARED, *gentle, *recovering)):
+        for more in ((), gentle, half, whole_latent, recovering, SPARED, recipe):
             yield pruned(WALKER, seed, 0.9, *more)
         yield trial(WALKER, "--seed", seed, *DENSE, after=whole)
         calibrated = ("--prune.allocation", "calibrated")
-        for more in ((), whole_latent, recovering, SPARED, (*SPARED, *gentle, *recovering), calibrated):
+        for more in ((), whole_latent, recovering, SPARED, recipe, calibrated):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
         yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.8, *SPARED_MORE, after=whole)
         yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))
-    paper = ("--preset", "paper", "--steps", 60_000)
-    yield dense(WALKER, 1, *paper)
-    yield pruned(WALKER, 1, 0.9, *paper)
+    whole = dense(WALKER, 1, *paper, 60_000)
+    yield whole
+    yield pruned(WALKER, 1, 0.9, *paper, 60_000)
+    yield trial(WALKER, "--seed", 1, *DENSE, *paper, 40_000, after=whole)
+    for sparsity, more in ((0.9, ()), (0.9, recipe), (0.95, recipe)):
+        yield trial(WALKER, "--seed", 1, "--prune.sparsity", sparsity, *more, *paper, 40_000, after=whole)
 
 
 def allocation() -> Iterator[Work]:
