@@ -130,8 +130,37 @@ def _options(arguments: Sequence[str]) -> list[str]:
         else:
             words.append(f"--{name}={value}")
     for name, parts in lists.items():
-        words += [f"--{name}", *map(str, parts)]
+        if name in TABLES:  # what is said later counts
+            parts = [
+                part for pair in dict(zip(parts[::2], parts[1::2], strict=True)).items() for part in pair
+            ]
+        if parts:
+            words += [f"--{name}", *map(str, parts)]
+    for name in TABLES:
+        _check_table(name, words)
     return words if task is None else _with_task(words, task)
+
+
+def _check_table(name: str, words: Sequence[str]) -> None:
+    """Refuses a table that is not of names, each once, and numbers."""
+    for place, word in enumerate(words):
+        if word == f"--{name}":
+            said = list(itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :]))
+            names, numbers = said[::2], said[1::2]
+            pairs = len(names) == len(numbers) == len(set(names)) > 0
+            if not pairs or not all(map(_is_number, numbers)):
+                raise UserError(
+                    f"--{name} {' '.join(said)[:80]}: give names, each once, and a number after each, behind the "
+                    f"task; for example --{name} dynamics 0.5 encoder 0"
+                )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _settings(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from agents.autoencoder import Autoencoder, new_architecture
 from agents.gradients import NonFiniteGradients
+from tdmpc_prune import checkpoint
 from tdmpc_prune.config import AutoencoderTrainConfig
 from tdmpc_prune.images import load_images
 from tdmpc_prune.logger import Logger
@@ -138,7 +139,7 @@ class AutoencoderTraining(Run):
         }
 
     def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:
-        self.generator.set_state(tensors["rng.batch"])
+        checkpoint.load_generator(self.generator, tensors["rng.batch"])
 
     def _begin_after(self, tensors: Mapping[str, Tensor]) -> None:
         pass

@@ -56,6 +56,10 @@ class _Progress(BaseModel):
     eval_error: Number = 0.0
 
 
+REMOVAL = {"prune/event", "prune/scheduled", "prune/removed_units", "prune/postponed_units"}
+"""What the row of a removal holds that is not logged yet, among others."""
+
+
 class _Pruner(BaseModel):
     events: Count
     calibrations: Count
@@ -75,10 +79,12 @@ class _State(BaseModel):
     architecture: Annotated[dict[str, Widths], Field(max_length=200)]
 
     @model_validator(mode="after")
-    def _no_update_unasked(self) -> _State:
+    def _counters_agree(self) -> _State:
         asked = self.progress.agent_step + self.progress.recovery_updates
         if self.updates > asked:
             raise ValueError(f"it made {self.updates} updates where {asked} were asked for")
+        if self.event_row and not (self.pruner and self.event_row.keys() >= REMOVAL):
+            raise ValueError(f"event_row is of no removal: {', '.join(self.event_row)[:80]}")
         return self
 
 

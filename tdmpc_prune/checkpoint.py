@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ Networks = Mapping[str, nn.Module]
 SCHEMA = 1
 KEPT = 2
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
+GENERATORS = {"cpu": 5056, "cuda": 16}
+"""Bytes of the state of a random number generator."""
 KEEP = "keep"
 """A file that marks a checkpoint which stays when newer ones come."""
 
@@ -259,6 +262,22 @@ def load_training(checkpoint: Path) -> dict[str, Tensor]:
     """Every tensor that `save` got as `training`."""
     shapes(checkpoint / TRAINING)
     return load_file(checkpoint / TRAINING)
+
+
+def load_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Goes on drawing where `state` was taken.
+
+    On a GPU others are drawn than on a CPU: what comes from one begins on the other with a seed made of it.
+
+    Raises:
+        ValueError: it is no state of a generator.
+    """
+    if state.dtype != torch.uint8 or list(state.shape) not in [[size] for size in GENERATORS.values()]:
+        raise ValueError(f"{state.dtype} {list(state.shape)} is no state of random numbers")
+    if len(state) == GENERATORS[generator.device.type]:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(state.numpy().tobytes()))
 
 
 def optimizer_tensors(agent: Prunable) -> dict[str, Tensor]:

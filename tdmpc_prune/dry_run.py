@@ -29,6 +29,7 @@ def plan(config: AnyTrainConfig) -> dict[str, Any]:
         UserError: the run could not be built.
     """
     agent = _new_agent(config)
+    _check_origin(config, agent)
     groups = find_groups(agent)
     size = SizeModel(agent.components(), groups)
     largest, reason = reachable(size, size.widths, config.prune.limits, groups)
@@ -49,6 +50,19 @@ def plan(config: AnyTrainConfig) -> dict[str, Any]:
         schedule = config.schedule
         planned |= {"sparsity": schedule.final, "event_steps": schedule.event_steps()}
     return planned
+
+
+def check_prunable(config: AnyTrainConfig) -> None:
+    """Refuses a sparsity that an agent of these settings cannot be pruned to, whatever run it starts from.
+
+    Raises:
+        SparsityError: says why, and how far it can.
+        UserError: the agent could not be built.
+    """
+    agent = _new_agent(config)
+    groups = find_groups(agent)
+    size = SizeModel(agent.components(), groups)
+    check_target(config.prune.sparsity, size, size.widths, config.prune.limits, groups)
 
 
 def table(planned: dict[str, Any]) -> str:
@@ -108,19 +122,18 @@ def _describe(group: Group) -> dict[str, Any]:
 
 def _new_agent(config: AnyTrainConfig) -> TDMPC | Autoencoder:
     """The agent that the run would begin with, untrained."""
-    agent: TDMPC | Autoencoder
     if isinstance(config, AutoencoderTrainConfig):
-        agent = Autoencoder(config.agent, load_images(config.data).train.shape[1])
-        architecture = agent.architecture()
-    else:
-        env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
-        sizes = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
-        env.close()
-        agent = TDMPC(config.agent, *sizes)
-        architecture = agent.model.architecture()
+        return Autoencoder(config.agent, load_images(config.data).train.shape[1])
+    env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
+    sizes = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
+    env.close()
+    return TDMPC(config.agent, *sizes)
+
+
+def _check_origin(config: AnyTrainConfig, agent: TDMPC | Autoencoder) -> None:
     if config.init_from is not None:
         source = checkpoint.find(config.init_from)
         with checkpoint.readable(source):
             state = checkpoint.read_state(source)
-        check_origin(config, state, architecture)
-    return agent
+        own = agent.model.architecture() if isinstance(agent, TDMPC) else agent.architecture()
+        check_origin(config, state, own)

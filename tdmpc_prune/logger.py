@@ -90,7 +90,7 @@ class Logger:
         """Shows a removal of units."""
         effect = ""
         for outcome, digits in (("return", 1), ("error", 4)):
-            if f"prune/{outcome}_before" in row:
+            if row.keys() >= {f"prune/{outcome}_before", f"prune/{outcome}_after"}:
                 before, after = row[f"prune/{outcome}_before"], row[f"prune/{outcome}_after"]
                 effect = f"   {outcome} {before:.{digits}f} -> {after:.{digits}f}"
         self.say(

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tdmpc_prune import checkpoint
-from tdmpc_prune.checked import check_shape
+from tdmpc_prune.checked import check_finite, check_shape
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.faults import measuring
@@ -95,6 +95,8 @@ class Run(ABC):
         if source:
             with checkpoint.readable(source):
                 state = checkpoint.read_state(source)
+        self._beyond = 0
+        """Steps by which it may pass its last one: those of a round of episodes."""
         self._build(state)
         self.pruner: Pruner | None = None
         if config.prune.enabled:
@@ -418,6 +420,7 @@ class Run(ABC):
             self.agent.updates = state["updates"]
             self._load_learned(tensors)
             progress = TypeAdapter(type(self.progress)).validate_python(state["progress"])
+            self._check_owed(progress)
             if not self.resumed:
                 # Its schedules go on, this run's own counters begin.
                 self.progress.agent_step = progress.agent_step
@@ -425,6 +428,7 @@ class Run(ABC):
                 return
             self.progress = progress
             self.losses = checkpoint.select("losses", tensors)
+            check_finite(self.losses)
             for name, total in self.losses.items():
                 check_shape(f"losses.{name}", total)
             if self.pruner:
@@ -437,6 +441,17 @@ class Run(ABC):
             raise UserError(f"{metrics} lacks lines that belong to {path}: choose another --run-dir")
         with checkpoint.readable(metrics):  # the summary reads them, hours from now
             read_rows(metrics, self.metrics_bytes)
+
+    def _check_owed(self, progress: Progress) -> None:
+        """Refuses counters by which updates would be made without end: a stranger may have written them."""
+        owed = progress.agent_step - self.agent.updates
+        most = min(progress.env_step, self.config.steps + self._beyond)
+        if self.resumed:
+            owed, most = owed + progress.recovery_updates, most + self.config.prune.recovery
+        if not 0 <= owed <= most:
+            raise ValueError(
+                f"it owes {owed:,} updates at step {progress.env_step:,}, and could owe {most:,}"
+            )
 
     @abstractmethod
     def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:

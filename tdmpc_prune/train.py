@@ -49,15 +49,16 @@ def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> d
     kind: type[Run] = AutoencoderTraining if isinstance(config, AutoencoderTrainConfig) else Training
     run = kind(config, folder, device)
     folder.create(config)
-    log = Logger(
-        config.wandb,
-        folder=folder.path,
-        metrics=folder.metrics,
-        size=run.metrics_bytes,
-        steps=config.steps,
-        step=run.progress.env_step,
-        settings=to_json(config),
-    )
+    with running(folder.path, run.memory):
+        log = Logger(
+            config.wandb,
+            folder=folder.path,
+            metrics=folder.metrics,
+            size=run.metrics_bytes,
+            steps=config.steps,
+            step=run.progress.env_step,
+            settings=to_json(config),
+        )
     if run.resumed:
         log.say(f"resumed at environment step {run.progress.env_step} of {config.steps}")
 

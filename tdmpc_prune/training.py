@@ -74,6 +74,7 @@ class Training(Run):
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
         self.longest: int = env.get_wrapper_attr("max_episode_steps")
         _check_lengths(config, self.longest)
+        self._beyond = config.envs * self.longest
         if state and not self.resumed:
             check_origin(config, state, architecture(config.agent, obs_dim, action_dim))
         self.progress = TrainingProgress()
@@ -257,8 +258,8 @@ class Training(Run):
 
     def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:
         self.replay.load_state_dict(checkpoint.select("replay", tensors))
-        self.agent.generator.set_state(tensors["rng.agent"])
-        self.replay.generator.set_state(tensors["rng.replay"])
+        checkpoint.load_generator(self.agent.generator, tensors["rng.agent"])
+        checkpoint.load_generator(self.replay.generator, tensors["rng.replay"])
 
     def _begin_after(self, tensors: Mapping[str, Tensor]) -> None:
         # The stream of episodes goes on.

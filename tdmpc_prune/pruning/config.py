@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from numbers import Integral, Real
+from typing import Any, Literal, get_args
 
 from tdmpc_prune.pruning.schedule import Kind, Schedule
 
@@ -35,6 +36,21 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def require_count(name: str, value: Any, least: int, most: int) -> None:
+    """Raises ValueError unless it is a whole number in this range."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    require(
+        whole and least <= value <= most, f"{name} is {value!r}; choose a whole number, {least} to {most}"
+    )
+
+
+def require_numbers(settings: object, *names: str) -> None:
+    """Raises ValueError unless these are numbers; what range they may have is asked elsewhere."""
+    for name in names:
+        value = getattr(settings, name)
+        require(isinstance(value, Real), f"{name} is {value!r}; choose a number")
+
+
 @dataclass(frozen=True)
 class ImportanceConfig:
     """How gradients are smoothed into scores."""
@@ -55,11 +71,12 @@ class ImportanceConfig:
     """The same at the last removal; in between it falls evenly, or what it kept back would all go at the end."""
 
     def __post_init__(self) -> None:
+        require_numbers(self, "beta_start", "beta_end", "credible", "guard", "guard_end")
         require(
             0 <= self.beta_start <= self.beta_end < 1,
             f"beta_start is {self.beta_start}, beta_end {self.beta_end}; choose 0 <= start <= end < 1",
         )
-        require(1 <= self.warmup <= 10**9, f"warmup is {self.warmup}; choose 1 to 1000000000")
+        require_count("warmup", self.warmup, 1, 10**9)
         require(
             self.normalisation in get_args(Normalisation),
             f"normalisation is {self.normalisation!r}; choose {', '.join(get_args(Normalisation))}",
@@ -97,14 +114,20 @@ class Limits:
     """Widths left are multiples of this: some processors are quicker then."""
 
     def __post_init__(self) -> None:
+        require_numbers(self, "coupling", "coupling_cap")
+        require(
+            isinstance(self.component, Mapping),
+            f"component is {self.component!r}; choose names and coefficients, {{'dynamics': 0.5}} for example",
+        )
         named = {"coupling": self.coupling} | {f"component {k}": c for k, c in self.component.items()}
         for name, coefficient in named.items():
-            require(0 <= coefficient < math.inf, f"{name} is {coefficient}; choose 0 (protected) or more")
+            fits = isinstance(coefficient, Real) and 0 <= coefficient < math.inf
+            require(fits, f"{name} is {coefficient!r}; choose 0 (protected) or more")
         require(
             0 <= self.coupling_cap <= 1, f"coupling_cap is {self.coupling_cap}; choose a share from 0 to 1"
         )
         for name in ("min_units", "round_to"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; choose at least 1")
+            require_count(name, getattr(self, name), 1, 10**6)
 
 
 @dataclass(frozen=True)
@@ -157,6 +180,7 @@ class PruneConfig:
         ):
             value = getattr(self, name)
             require(value in choices, f"{name} is {value!r}; choose {', '.join(choices)}")
+        require_numbers(self, "sparsity", "ridge", "start", "end")
         require(0 < self.sparsity < 1, f"sparsity is {self.sparsity}; choose more than 0 and less than 1")
         require(
             0 <= self.start < self.end <= 1,
@@ -181,8 +205,7 @@ class PruneConfig:
             ("calibrations", 1),
             ("calibration_episodes", 1),
         ):
-            value = getattr(self, name)
-            require(least <= value <= 10_000, f"{name} is {value}; choose {least} to 10000")
+            require_count(name, getattr(self, name), least, 10_000)
 
     @property
     def enabled(self) -> bool:

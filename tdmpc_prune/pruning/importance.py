@@ -207,6 +207,8 @@ class ImportanceTracker:
             units == self._slices.units,
             f"the state is of {units} units, the groups have {self._slices.units}",
         )
+        for name, tensor in state.items():
+            require(bool(tensor.isfinite().all()), f"tensor {name} holds numbers that are not finite")
         self.updates, self._waiting = int(state["updates"]), []
         self._generator.set_state(state["generator"].cpu())
         for name, part in self._parts.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
+from tdmpc_prune.config import AnyTrainConfig
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.pruning.config import SparsityError
 from tdmpc_prune.reading import read_json
 from tdmpc_prune.sweep.definition import Definition
 from tdmpc_prune.sweep.folder import SweepFolder, Trial
@@ -17,6 +20,8 @@ from tdmpc_prune.sweep.trial import Plan, Resources, command_line, plan
 
 CHECKED = 200
 """Trials whose settings are checked before the first one starts."""
+BUILT = 20
+"""Of them, how many different agents are built to see whether they can be pruned as far."""
 LISTED = 10_000
 """Trials that a dry run lists at most."""
 FIRST_METRIC = "eval/return"
@@ -240,6 +245,7 @@ def checked(
         source = Random(definition, seed)
     numbers = range(1, total + 1, max(1, total // CHECKED))
     plans = [plan(definition, source.propose(n).values, resources) for n in numbers]
+    _check_targets(definition, [one.config for one in plans if one.config.prune.enabled])
     if definition.hyperband is None:
         return 1
     grace = max(definition.hyperband.first, *(one.grace for one in plans))
@@ -250,6 +256,22 @@ def checked(
             "or leave it out"
         )
     return grace
+
+
+def _check_targets(definition: Definition, configs: Sequence[AnyTrainConfig]) -> None:
+    """Refuses sparsities that the limits of these trials do not allow, and limits on what does not exist."""
+    from tdmpc_prune import dry_run
+
+    most: dict[str, AnyTrainConfig] = {}
+    for config in configs:
+        agent = repr((config.task, config.agent, config.prune.limits))
+        if agent not in most or config.prune.sparsity > most[agent].prune.sparsity:
+            most[agent] = config
+    for config in itertools.islice(most.values(), BUILT):
+        try:
+            dry_run.check_prunable(config)
+        except (SparsityError, UserError) as error:
+            raise UserError(f"{definition.path} ({config.task}): {error}") from error
 
 
 def _short(value: Any) -> str:
