@@ -4,7 +4,7 @@
 
 Every case changes one file of a tiny trained run: bytes (flipped, cut, inserted), JSON (values, keys, depth), the
 header of a safetensors file (names, types, shapes, offsets), or its numbers. Then it is opened as `evaluate`,
-`validate`, `report` and a resumed `train` do. What raises anything but a `UserError` is a crash.
+`validate`, `sensitivity`, `report` and a resumed `train` do. What raises anything but a `UserError` is a crash.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,15 @@ from tqdm import tqdm
 
 from tdmpc_prune import train as training
 from tdmpc_prune.analysis.report.page import make_report
+from tdmpc_prune.analysis.sensitivity import Settings as SensitivitySettings
+from tdmpc_prune.analysis.sensitivity import sensitivity
 from tdmpc_prune.analysis.validity import Settings, load_moment, validate
 from tdmpc_prune.arguments import parse_training
 from tdmpc_prune.checkpoint import load_agent, moments
 from tdmpc_prune.config import AnyTrainConfig
-from tdmpc_prune.errors import UserError
+from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.latency import plan_latency, policy_latency
+from tdmpc_prune.logger import Logger
 from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.training import Training
 
@@ -49,9 +53,12 @@ RUN = (
     *("--agent.replay.capacity", "60", "--agent.planner.num-samples", "16", "--agent.random-steps", "15"),
     *("--eval-episodes", "1", "--steps", "80", "--eval-every", "80", "--checkpoint-every", "40"),
     *("--prune.importance.warmup", "5", "--prune.events", "3", "--prune.eval-episodes", "1"),
+    *("--prune.recovery", "3"),
     *("--threads", "1", "--device", "cpu", "--wandb.mode", "disabled"),
 )
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
+MOST_OWED = 150
+"""Updates that a run of so few steps can owe."""
 ADDRESS_SPACE = 2 << 30
 """What a case may ask for beyond what the process has: what asks for more crashes it."""
 CPU = torch.device("cpu")
@@ -306,6 +313,15 @@ def _validate(run: Path) -> None:
         moment.tracker.scores("bayesian")
 
 
+def _sensitivity(run: Path) -> None:
+    moment = load_moment(moments(run)[-1], CPU, "auto", seed=0)
+    few = [group for group in moment.groups if group.coupling]
+    settings = SensitivitySettings(
+        shares=[0.5], criterion="taylor", compensation="linear", ridge=0.1, episodes=1, batches=1, seed=0
+    )
+    sensitivity(replace(moment, groups=few), settings)
+
+
 @cache
 def _settings(run: Path) -> AnyTrainConfig:
     return parse_training([*RUN, "--run-dir", str(run)])
@@ -319,6 +335,16 @@ def _resume(run: Path) -> None:
         return
     resumed = Training(config, folder, CPU)
     try:
+        for _ in range(MOST_OWED):
+            if not resumed.pending_updates:
+                break
+            resumed.update()
+        else:
+            raise AssertionError("it owes updates without end")
+        if resumed.removal_unlogged:
+            row = resumed.removal_row(lambda: None)
+            json.dumps(row)
+            Logger.removal(SimpleNamespace(say=str), row)  # type: ignore[arg-type]
         for _ in range(3):
             resumed.collect()
         if resumed.replay.ready:
@@ -337,7 +363,7 @@ def ways(name: str, case: int) -> Sequence[Callable[[Path], None]]:
     if name in (MODEL, STATE):
         return (_evaluate, *((_resume, _validate) if case % 20 == 0 else ()))
     if name == TRAINING:
-        return (_resume,) if case % 2 else (_validate,)
+        return (_resume,) if case % 2 else (_validate, *((_sensitivity,) if case % 40 == 0 else ()))
     if name == "config.json" and case % 3:
         return (_resume, _validate)[case % 2 :]
     return (_report,) if case % 60 == 0 else (_read, _resume)[case % 2 :]
@@ -361,7 +387,7 @@ def fuzz(cases: int, seed: int, *, limit_memory: bool = False, progress: bool = 
         run = Path(name) / "run"
         make_run(run)
         (run / "summary.json").rename(run.parent / "summary.json")
-        for open_it in (_evaluate, _validate, _resume, _read, _report):
+        for open_it in (_evaluate, _validate, _sensitivity, _resume, _read, _report):
             open_it(run)
         checkpoint = moments(run)[-1]
         if limit_memory:
@@ -388,7 +414,7 @@ def _one(rng: random.Random, case: int, run: Path, checkpoint: Path, outcome: Ou
         for open_it in ways(name, case):
             try:
                 open_it(run)
-            except UserError as error:
+            except (UserError, Stopped) as error:
                 result = "refused"
                 if len(str(error)) > 1000 or not str(error).isprintable():
                     outcome.long_lines.append(f"{said}: {error}")

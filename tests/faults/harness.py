@@ -47,6 +47,7 @@ CASES = {
     "dense": [*CARTPOLE, "--prune.criterion", "none"],
     "pruned": [*CARTPOLE, *PRUNED],
     "pruned, checkpoints kept": [*PENDULUM, *PRUNED, "--keep-every", "20", "--checkpoint-every", "10"],
+    "recovering": [*CARTPOLE, *PRUNED, "--prune.recovery", "6"],
     "autoencoder": [
         *("autoencoder", *QUIET, "--steps", "60", "--eval-every", "20", "--log-every", "10"),
         *("--checkpoint-every", "25", "--agent.hidden-dim", "16", "--agent.code-dim", "6"),

@@ -1,4 +1,5 @@
 import shutil
+import signal
 
 import pytest
 
@@ -14,6 +15,23 @@ def trained(tmp_path_factory):
         patch.setattr("tdmpc_prune.train.plot_run", lambda folder: None)
         make_run(path)
     return path
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting():
+    """What waits for ever, for somebody to write into a pipe say, fails."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def give_up(*_):
+        pytest.fail("it waits")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 300)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

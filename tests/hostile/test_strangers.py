@@ -5,9 +5,11 @@ import json
 import os
 import re
 import resource
+import shutil
 import struct
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from agents.tdmpc.agent import TDMPC
+from agents.tdmpc.config import DEBUG
+from agents.tdmpc.world_model import architecture
 from benchmarks.fuzz import MODEL, RUN, STATE, TRAINING
 from tdmpc_prune import cli
-from tdmpc_prune.checkpoint import find, load_agent
+from tdmpc_prune.checkpoint import find, load_agent, load_generator
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.reading import JSON_BYTES, read_json
 
@@ -111,12 +115,44 @@ STATES = {
     "minus an event": (["pruner", "events"], -1, "pruner.events"),
     "widths of before that are words": (["pruner", "initial_widths", "latent"], "8", "initial_widths.latent"),
     "a removal that is a word": (["event_row"], {"prune/event": "x"}, "event_row"),
+    "a removal of nothing": (["event_row"], {"prune/event": 1e308}, "event_row is of no removal"),
     "minus a byte": (["metrics_bytes"], -1, "metrics_bytes"),
     "an older version": (["schema"], 0, "its format is 0"),
     "a newer version": (["schema"], 2, "install the version that wrote it"),
     "a version that is a word": (["schema"], "1", "its format is '1'"),
     "a version that is true": (["schema"], [1], "its format is [1]"),
 }
+
+
+COUNTERS = {
+    "recovery without end": (["progress", "recovery_updates"], 10**12, "it owes"),
+    "steps without end": (["progress", "agent_step"], 10**12, "it owes"),
+    "both": (["progress"], {"env_step": 10**12, "agent_step": 10**12}, "it owes"),
+    "removals without end": (["pruner", "events"], 10**12, "1,000,000,000,000 events"),
+    "calibrations without end": (["pruner", "calibrations"], 10**12, "1,000,000,000,000 calibrations"),
+}
+
+
+def test_a_run_from_a_gpu_goes_on(run, checkpoint):
+    """Its random numbers begin anew there, the same each time."""
+    file, seeds = checkpoint / TRAINING, []
+    for _ in range(2):
+        generator = torch.Generator()
+        load_generator(generator, torch.arange(16, dtype=torch.uint8))
+        seeds.append(generator.initial_seed())
+    assert seeds[0] == seeds[1] != torch.Generator().initial_seed()
+    for name in ("rng.agent", "rng.replay"):
+        training(name, lambda state: torch.arange(16, dtype=torch.uint8))(file)
+    assert cli.main([*RUN, "--run-dir", str(run)]) == 0
+    assert json.loads((run / "summary.json").read_text())["env_step"] >= 80
+
+
+@pytest.mark.parametrize("case", COUNTERS)
+def test_counters(case, refused, checkpoint):
+    """A resumed run would make updates, or wait for removals, for ever."""
+    place, value, said = COUNTERS[case]
+    change(checkpoint, *place, value=value)
+    assert said in refused("resume")
 
 
 @pytest.mark.parametrize("case", STATES)
@@ -254,6 +290,26 @@ LEARNED = {
         ALL[:1],
         "losses.count",
     ),
+    "sums of losses of NaN": (
+        training("losses.count", lambda t: torch.tensor(torch.nan)),
+        ALL[:1],
+        "tensor count holds",
+    ),
+    "scores of NaN": (
+        training("pruner.averages.raw", lambda t: t * torch.nan),
+        (*ALL, "sensitivity"),
+        "averages.raw",
+    ),
+    "posteriors without end": (
+        training("pruner.energy.sum", lambda t: t + torch.inf),
+        (*ALL, "sensitivity"),
+        "not finite",
+    ),
+    "random numbers of another kind": (
+        training("rng.replay", lambda t: t.float()),
+        ALL[:1],
+        "no state of random",
+    ),
     "an episode before the first": (training("collector.episode", lambda t: t * 0 - 1), ALL[:1], "episode"),
     "scores of other units": (
         training("pruner.averages.raw", lambda t: t[:, :1]),
@@ -269,6 +325,11 @@ def test_what_was_learned(case, refused, checkpoint):
     damage(checkpoint / TRAINING)
     for verb in verbs:
         assert said in refused(verb)
+
+
+def test_no_random_numbers_at_all(refused, checkpoint):
+    tensors(lambda stored: stored.pop("rng.agent"))(checkpoint / TRAINING)
+    assert "rng.agent" in refused("resume")
 
 
 # Places
@@ -324,7 +385,11 @@ def test_a_checkpoint_that_is_a_link_to_elsewhere(refused, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "lock", "wandb_id.txt", "plots", "summary.json", "plots/a.png"]
+    "name",
+    [
+        *("metrics.jsonl", "lock", "wandb_id.txt", "plots", "summary.json", "plots/a.png"),
+        *("checkpoints/partial", "checkpoints/000099"),
+    ],
 )
 def test_no_link_is_written_through(name, refused, run, tmp_path):
     """A resumed run would cut the file off that it points to, or write to it."""
@@ -335,6 +400,41 @@ def test_no_link_is_written_through(name, refused, run, tmp_path):
     (run / name).symlink_to(precious)
     assert f"a link ({Path(name).name})" in refused("resume")
     assert precious.read_text() == "precious\n" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(
+            ("metrics.jsonl", "folder"),
+            ("metrics.jsonl", "pipe"),
+            ("summary.json", "folder"),
+            ("lock", "folder"),
+        ),
+        *(
+            ("summary.json.partial", "folder"),
+            ("config.json", "folder"),
+            ("plots", "file"),
+            ("videos", "file"),
+        ),
+        *(("checkpoints", "file"), ("checkpoints/partial", "file"), ("checkpoints/partial", "pipe")),
+    ],
+)
+def test_what_is_in_the_place_of_a_runs_own(name, kind, refused, run):
+    """Known before it trains, not when it comes to write there."""
+    path = run / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case _:
+            path.touch()
+    assert f"{path} is no {'file' if kind == 'folder' or name == 'metrics.jsonl' else 'folder'}" in refused(
+        "resume"
+    )
 
 
 def test_a_lock_alone_that_is_a_link(refused, tmp_path):
@@ -371,14 +471,21 @@ def test_numbers_that_are_digits_elsewhere(run):
 # Memory and time
 
 
-def test_nothing_is_allocated_for_what_is_refused(run, checkpoint):
-    """A state of giants and a file of zeros that takes no room on disk."""
-    change(checkpoint, "architecture", "encoder", value=[4, 10**5, 8])
-    with (checkpoint / MODEL).open("r+b") as file:
-        file.truncate(1 << 42)
+@pytest.mark.parametrize("damage", ["file", "settings"])
+def test_nothing_is_allocated_for_what_is_refused(damage, run, checkpoint):
+    """A state of giants and a file of zeros that takes no room on disk; or settings of giants that agree."""
+    if damage == "file":
+        change(checkpoint, "architecture", "encoder", value=[4, 10**5, 8])
+        with (checkpoint / MODEL).open("r+b") as file:
+            file.truncate(1 << 42)
+    else:
+        state = json.loads((checkpoint / STATE).read_text())
+        agent = {"latent_dim": 6_000, "encoder_dim": 6_000, "hidden_dim": 6_000, "horizon": 1}
+        change(checkpoint, "agent", value=state["agent"] | agent)
+        change(checkpoint, "architecture", value=architecture(replace(DEBUG, **agent), 4, 1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="bytes, more than" if damage == "file" else "tensor "):
         load_agent(run, torch.device("cpu"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

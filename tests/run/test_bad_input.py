@@ -250,6 +250,26 @@ SLIPS = {
         [*TASK, "--threads", "1", "--prune.limits.component", "decoder", "0.5"],
         "choose from dynamics",
     ),
+    "a limit on a misspelt component": (
+        [*TASK, "--threads", "1", "--prune.limits.component", "encodr", "0.5"],
+        "there is no component encodr",
+    ),
+    "limits on nothing": ([*TASK, "--prune.limits.component"], "give names, each once, and a number"),
+    "a limit without a number": ([*TASK, "--prune.limits.component", "encoder"], "and a number after each"),
+    "a limit that is a word": ([*TASK, "--prune.limits.component", "encoder", "low"], "a number after each"),
+    "a component limited twice": (
+        [*TASK, "--prune.limits.component", "encoder", "0.5", "encoder", "0.2"],
+        "each once",
+    ),
+    "limits before the task": (
+        ["train", "--prune.limits.component", "encoder", "0.5", "walker-walk"],
+        "behind the task",
+    ),
+    "limits below 0": ([*TASK, "--prune.limits.component", "encoder", "-1"], "component encoder is -1"),
+    "a recovery too long": ([*TASK, "--prune.recovery", "10001"], "0 to 10000"),
+    "a recovery in powers": ([*TASK, "--prune.recovery", "1e3"], "1e3"),
+    "a recovery below 0": ([*TASK, "--prune.recovery=-1"], "recovery is -1"),
+    "an empty selection": ([*TASK, "--prune.selection", ""], "empty"),
     # misspelt names
     "criterion": ([*TASK, "--prune.criterion", "tailor"], "taylor"),
     "allocation": ([*TASK, "--prune.allocation", "equal"], "uniform"),
@@ -482,6 +502,14 @@ def test_folder_that_cannot_be_written_as_it_turns_out(refused, folder, monkeypa
 
     monkeypatch.setattr("tdmpc_prune.run_folder.Path.mkdir", mkdir)
     assert "Permission denied" in refused(*TASK, "--run-dir", folder, "--threads", "1")
+
+
+def test_settings_that_cannot_be_written(refused, folder, monkeypatch):
+    def full(path, value):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("tdmpc_prune.run_folder.write_json", full)
+    assert "Read-only file system" in refused(*TASK, "--run-dir", folder, "--threads", "1")
 
 
 # Evaluation of what is no run

@@ -3,6 +3,7 @@
 import pytest
 from sweep_files import written
 
+from tdmpc_prune.cli import main
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.sweep.definition import read
 from tdmpc_prune.sweep.trial import Resources, plan
@@ -114,6 +115,7 @@ UNTRAINABLE = {
         {"program": "train.py"},
         "runs train.py, not tdmpc-prune; choose program: tdmpc-prune",
     ),
+    "no program": ({"program": None}, "its command runs nothing, not tdmpc-prune; choose program"),
     "another verb": ({"command": ["${program}", "evaluate", "${args}"]}, "lacks the verb train"),
     "a macro of W&B's that is none": ({"command": ["${program}", "train", "${agrs}"]}, "has ${agrs}"),
     "misspelt setting": ({"parameters": {"prune.sparsty": {"value": 0.8}}}, "--prune.sparsity"),
@@ -141,6 +143,41 @@ def test_trials_that_cannot_be_trained(case, define, capsys):
         plan(definition, values, Resources())
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+UNREACHABLE = {
+    "a sparsity that no limit allows": (
+        {"prune.sparsity": {"values": [0.5, 0.9999]}},
+        "sparsity 0.9999 cannot be reached",
+    ),
+    "a misspelt component": (
+        {"prune.limits.component.encodr": {"values": [0.5]}},
+        "there is no component encodr",
+    ),
+    "one of many agents": (
+        {"agent.hidden_dim": {"values": [64, 8]}, "prune.sparsity": {"value": 0.9}},
+        "sparsity 0.9 cannot be reached",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREACHABLE)
+def test_agents_that_cannot_be_pruned_as_far(case, tmp_path, capfd):
+    """Known before the first trial: nothing is left behind."""
+    parameters, said = UNREACHABLE[case]
+    file, folder = written(tmp_path / "sweep.yaml", parameters=parameters), tmp_path / "sweep"
+    for more in ((), ("--dry-run",)):
+        assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder), *more]) == 2
+        out, err = capfd.readouterr()
+        assert said in err
+        assert (out, err.count("\n")) == ("", 1)
+        assert not folder.exists()
+
+
+def test_a_trial_that_is_dense_may_have_any_sparsity(tmp_path, capfd):
+    parameters = {"prune.criterion": {"value": "none"}, "prune.sparsity": {"value": 0.9999}}
+    file = written(tmp_path / "sweep.yaml", parameters=parameters)
+    assert main(["sweep", str(file), "--engine", "ray", "--dry-run"]) == 0
 
 
 def test_all_that_is_understood(define):
