@@ -180,6 +180,27 @@ def sensitivity(study: str) -> list[str]:
     return [f"{title}:\n\n{markdown(list(rows.values()))}"]
 
 
+def control(study: str) -> list[str]:
+    """Milliseconds of a control step of trained controllers, on one core, against the control period."""
+    return [
+        markdown(
+            [
+                {
+                    "sparsity": percent(round(run["sparsity"], 2)),
+                    "multiply-accumulates of a plan": f"{run['plan_macs'] / 1e9:.2f}e9",
+                    "ms, median": f"{run['latency_ms']['1']['p50']:.1f}",
+                    "ms, p99": f"{run['latency_ms']['1']['p99']:.1f}",
+                    "control period, ms": f"{run['control_ms']:.0f}",
+                    "in time": "yes" if run["meets_deadline"] else "no",
+                }
+                for run in result["runs"]
+            ]
+        )
+        for one in _measurements(study)
+        if one.name.startswith("control") and (result := one.result())
+    ]
+
+
 def _percents(values: Iterable[float]) -> str:
     return ", ".join(f"{100 * value:.0f}%" for value in values)
 

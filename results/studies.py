@@ -197,8 +197,13 @@ def harder() -> Iterator[Work]:
     yield whole
     yield pruned(WALKER, 1, 0.9, *paper, 60_000)
     yield trial(WALKER, "--seed", 1, *DENSE, *paper, 40_000, after=whole)
-    for sparsity, more in ((0.9, ()), (0.9, recipe), (0.95, recipe)):
-        yield trial(WALKER, "--seed", 1, "--prune.sparsity", sparsity, *more, *paper, 40_000, after=whole)
+    after = [
+        trial(WALKER, "--seed", 1, "--prune.sparsity", sparsity, *more, *paper, 40_000, after=whole)
+        for sparsity, more in ((0.9, ()), (0.9, recipe), (0.95, recipe))
+    ]
+    yield from after
+    verb = ("evaluate", "--controller", "planner", "--episodes", "2")
+    yield Measurement(f"control-{WALKER}-paper", verb, (whole, *after[:2]))
 
 
 def allocation() -> Iterator[Work]:

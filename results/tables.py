@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from results.markdown import NOTHING, Row, cell, markdown
-from results.measurements import MEASURED_TABLES, damage, sensitivity
+from results.measurements import MEASURED_TABLES, control, damage, sensitivity
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
@@ -232,8 +232,8 @@ def allocation(parts: Sequence[Section]) -> str:
 
 
 def harder(parts: Sequence[Section]) -> str:
-    """What each course came to, and what each part is worth."""
-    return "\n\n".join([listed(parts), *sensitivity("harder")])
+    """What each course came to, what each part is worth, and how long the larger agent's plans take."""
+    return "\n\n".join([listed(parts), *sensitivity("harder"), *control("harder")])
 
 
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
