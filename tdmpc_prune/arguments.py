@@ -118,10 +118,10 @@ def _options(arguments: Sequence[str]) -> list[str]:
         elif name == "task":
             task = str(value)
         elif isinstance(value, Mapping):
+            _check_one_form(name, arguments)
             lists[name] = lists.get(name, []) + [part for entry in value.items() for part in entry]
         elif table and name != table:
-            if f"--{table}" in arguments:
-                raise UserError(f"--{table} and {name}: choose one of the two forms")
+            _check_one_form(table, arguments)
             lists[table] = [*lists.get(table, []), name.removeprefix(f"{table}."), value]
         elif isinstance(value, list):
             lists[name] = value
@@ -130,10 +130,9 @@ def _options(arguments: Sequence[str]) -> list[str]:
         else:
             words.append(f"--{name}={value}")
     for name, parts in lists.items():
-        if name in TABLES:  # what is said later counts
-            parts = [
-                part for pair in dict(zip(parts[::2], parts[1::2], strict=True)).items() for part in pair
-            ]
+        if name in TABLES and len(parts) % 2 == 0:  # what is said later counts
+            pairs = {str(key): value for key, value in zip(parts[::2], parts[1::2], strict=True)}
+            parts = [part for pair in pairs.items() for part in pair]
         if parts:
             words += [f"--{name}", *map(str, parts)]
     for name in TABLES:
@@ -144,15 +143,26 @@ def _options(arguments: Sequence[str]) -> list[str]:
 def _check_table(name: str, words: Sequence[str]) -> None:
     """Refuses a table that is not of names, each once, and numbers."""
     for place, word in enumerate(words):
-        if word == f"--{name}":
-            said = list(itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :]))
-            names, numbers = said[::2], said[1::2]
-            pairs = len(names) == len(numbers) == len(set(names)) > 0
-            if not pairs or not all(map(_is_number, numbers)):
-                raise UserError(
-                    f"--{name} {' '.join(said)[:80]}: give names, each once, and a number after each, behind the "
-                    f"task; for example --{name} dynamics 0.5 encoder 0"
-                )
+        option, _, value = word.partition("=")
+        if option != f"--{name}":
+            continue
+        said = [value] if value else []
+        said += itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
+        if len(said) % 2 and len(said) > 1 and words[1].startswith("-"):
+            said.pop()  # the task
+        names, numbers = said[::2], said[1::2]
+        pairs = len(names) == len(numbers) == len(set(names)) > 0
+        if value or not pairs or not all(map(_is_number, numbers)):
+            raise UserError(
+                f"--{name} {' '.join(said)[:80]}: give names, each once, and a number after each, for example "
+                f"--{name} dynamics 0.5 encoder 0"
+            )
+
+
+def _check_one_form(table: str, arguments: Sequence[str]) -> None:
+    """Refuses a table that is given word by word and as settings, too: one of both would not count."""
+    if table in TABLES and f"--{table}" in arguments:
+        raise UserError(f"--{table} is given in two forms: choose one of them")
 
 
 def _is_number(text: str) -> bool:

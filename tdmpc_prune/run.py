@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tdmpc_prune import checkpoint
-from tdmpc_prune.checked import check_finite, check_shape
+from tdmpc_prune.checked import check_shape
 from tdmpc_prune.config import TrainConfig
 from tdmpc_prune.errors import Stopped, UserError
 from tdmpc_prune.faults import measuring
@@ -31,6 +31,9 @@ from tdmpc_prune.run_folder import RunFolder
 Check = Callable[[], None]
 """Called now and then while something takes long; it may raise to give up."""
 Row = dict[str, float | int]
+
+MOST_OWED = 100_000
+"""Updates that a run may owe when it is saved, if it has no more steps than that."""
 
 
 class Agent(Prunable, Protocol):
@@ -95,8 +98,6 @@ class Run(ABC):
         if source:
             with checkpoint.readable(source):
                 state = checkpoint.read_state(source)
-        self._beyond = 0
-        """Steps by which it may pass its last one: those of a round of episodes."""
         self._build(state)
         self.pruner: Pruner | None = None
         if config.prune.enabled:
@@ -428,9 +429,10 @@ class Run(ABC):
                 return
             self.progress = progress
             self.losses = checkpoint.select("losses", tensors)
-            check_finite(self.losses)
             for name, total in self.losses.items():
                 check_shape(f"losses.{name}", total)
+                if total.isnan():  # infinite they may be: what is learned from is clamped
+                    raise ValueError(f"tensor losses.{name} is no number")
             if self.pruner:
                 self.pruner.load(state["pruner"], checkpoint.select("pruner", tensors))
             self.event_row = state["event_row"]
@@ -444,14 +446,11 @@ class Run(ABC):
 
     def _check_owed(self, progress: Progress) -> None:
         """Refuses counters by which updates would be made without end: a stranger may have written them."""
-        owed = progress.agent_step - self.agent.updates
-        most = min(progress.env_step, self.config.steps + self._beyond)
-        if self.resumed:
-            owed, most = owed + progress.recovery_updates, most + self.config.prune.recovery
-        if not 0 <= owed <= most:
-            raise ValueError(
-                f"it owes {owed:,} updates at step {progress.env_step:,}, and could owe {most:,}"
-            )
+        recovery = progress.recovery_updates if self.resumed else 0
+        owed = progress.agent_step + recovery - self.agent.updates
+        # A random phase at most, or a round of episodes, or what removals ask for.
+        if not 0 <= owed <= max(MOST_OWED, self.config.steps):
+            raise ValueError(f"it says that {owed:,} updates are to be made at once")
 
     @abstractmethod
     def _load_learned(self, tensors: Mapping[str, Tensor]) -> None:

@@ -53,8 +53,8 @@ class RunFolder:
         self.plots = path / "plots"
         self.videos = path / "videos"
         self.summary = path / "summary.json"
-        self._folders = (self.checkpoints, self.plots, self.videos)
-        self._own = (self.config, self.metrics, self.summary, path / LOCK, *self._folders)
+        self._folders = (self.checkpoints, self.checkpoints / "partial", self.plots, self.videos)
+        self._files = (self.config, self.metrics, self.summary, path / LOCK)
 
     def check(self, config: AnyTrainConfig) -> None:
         """Refuses a folder that this run cannot use; changes nothing.
@@ -71,16 +71,18 @@ class RunFolder:
 
     def _check(self, config: AnyTrainConfig) -> None:
         content = list(self.path.iterdir()) if self.path.is_dir() else []
-        parts = [path for part in self._folders if part.is_dir() for path in part.iterdir()]
+        inner = [part for part in (self.checkpoints, self.plots, self.videos) if part.is_dir()]
+        parts = [path for part in inner for path in part.iterdir()]
         if links := [path.name for path in [*content, *parts] if path.is_symlink()]:
             raise UserError(
                 f"{self.path} holds a link ({links[0]}) by which a run would write elsewhere: put what it points "
                 "to in its place, or choose another --run-dir"
             )
-        for path in [*content, *(path for path in parts if path.name == "partial")]:
-            wanted = "folder" if path in self._folders or path.name == "partial" else "file"
-            kept = path in self._own or path.name == "partial" or path.name.endswith(PARTIAL)
-            if kept and not (path.is_dir() if wanted == "folder" else path.is_file()):
+        for path in [*content, *parts]:
+            wanted = "folder" if path in self._folders else "file"
+            own = path in (*self._folders, *self._files) or (path in content and path.name.endswith(PARTIAL))
+            fits = path.is_dir() if wanted == "folder" else path.is_file()
+            if own and not fits and path.exists():  # another run that ends just now may have taken it away
                 raise UserError(
                     f"{path} is no {wanted}, and a run keeps one there: take it away, or choose another --run-dir"
                 )

@@ -74,7 +74,6 @@ class Training(Run):
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
         self.longest: int = env.get_wrapper_attr("max_episode_steps")
         _check_lengths(config, self.longest)
-        self._beyond = config.envs * self.longest
         if state and not self.resumed:
             check_origin(config, state, architecture(config.agent, obs_dim, action_dim))
         self.progress = TrainingProgress()

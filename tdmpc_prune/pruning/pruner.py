@@ -333,7 +333,8 @@ class Pruner:
             require(
                 self.widths[name] <= first, f"group {name} had {first} units, and has {self.widths[name]} now"
             )
-        for name, most in (("events", self.schedule.events), ("calibrations", self.config.calibrations)):
+        most_events = len(self.schedule.event_steps())
+        for name, most in (("events", most_events), ("calibrations", self.config.calibrations)):
             require(record[name] <= most, f"it made {record[name]:,} {name}, of {most:,} on the schedule")
         self.events, self.calibrations = record["events"], record["calibrations"]
         self.initial_widths = dict(record["initial_widths"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -56,7 +55,8 @@ class Sweep:
         self.total = min(limits)
         self.metric = definition.metric.name if definition.metric else FIRST_METRIC
         self.interrupted = False
-        self.first_decision = checked(definition, self.total, seed, self.search, resources)
+        new = not folder.about.exists()
+        self.first_decision = checked(definition, self.total, seed, self.search, resources, new=new)
         self._fractions: dict[int, float] = {}
 
     # Trials
@@ -227,6 +227,8 @@ def checked(
     seed: int,
     source: Search | None,
     resources: Resources | None = None,
+    *,
+    new: bool = True,
 ) -> int:
     """Checks the settings of many trials, spread over all; returns the evaluations before a trial may be stopped.
 
@@ -237,6 +239,7 @@ def checked(
         source: proposes trials; None, or a Bayesian search, of which nobody knows what it will try: random
             draws of the same distributions.
         resources: of a trial; None: whatever it asks for.
+        new: none was trained yet: also see whether its agents can be pruned as far.
 
     Raises:
         UserError: a trial cannot be trained, or none could be stopped early.
@@ -245,7 +248,8 @@ def checked(
         source = Random(definition, seed)
     numbers = range(1, total + 1, max(1, total // CHECKED))
     plans = [plan(definition, source.propose(n).values, resources) for n in numbers]
-    _check_targets(definition, [one.config for one in plans if one.config.prune.enabled])
+    if new:
+        _check_targets(definition, [one.config for one in plans if one.config.prune.enabled])
     if definition.hyperband is None:
         return 1
     grace = max(definition.hyperband.first, *(one.grace for one in plans))
@@ -259,19 +263,23 @@ def checked(
 
 
 def _check_targets(definition: Definition, configs: Sequence[AnyTrainConfig]) -> None:
-    """Refuses sparsities that the limits of these trials do not allow, and limits on what does not exist."""
+    """Refuses a grid, of which a trial cannot be pruned as far as it asks for, and a search of which none can."""
     from tdmpc_prune import dry_run
 
-    most: dict[str, AnyTrainConfig] = {}
-    for config in configs:
-        agent = repr((config.task, config.agent, config.prune.limits))
-        if agent not in most or config.prune.sparsity > most[agent].prune.sparsity:
-            most[agent] = config
-    for config in itertools.islice(most.values(), BUILT):
+    first: dict[str, AnyTrainConfig] = {}
+    grid = definition.method == "grid"
+    for config in sorted(configs, key=lambda config: config.prune.sparsity, reverse=grid):
+        agent = repr((config.task, config.agent, getattr(config, "data", None), config.prune.limits))
+        first.setdefault(agent, config)
+    built, failed = list(first.values())[:BUILT], []
+    for config in built:
         try:
             dry_run.check_prunable(config)
         except (SparsityError, UserError) as error:
-            raise UserError(f"{definition.path} ({config.task}): {error}") from error
+            failed.append(UserError(f"{definition.path} ({config.task}): {error}"))
+    # A search may come upon some that cannot be trained, and goes on with others.
+    if failed and (grid or len(failed) == len(built)):
+        raise failed[0]
 
 
 def _short(value: Any) -> str:

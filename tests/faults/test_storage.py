@@ -43,6 +43,14 @@ def assert_whole(folder: Path, number: int) -> None:
         load_agent(folder, torch.device("cpu"))
 
 
+def test_full_before_it_begins(folder, failed, monkeypatch):
+    def truncate(path, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("tdmpc_prune.logger.os.truncate", truncate)
+    assert f"cannot write to {folder} (No space left on device)" in failed(OFTEN)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors"])
 def test_full_in_the_middle_of_a_checkpoint(name, undisturbed, folder, failed, monkeypatch, no_plot):
     real, count = Training.save, itertools.count(1)

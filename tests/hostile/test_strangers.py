@@ -125,9 +125,9 @@ STATES = {
 
 
 COUNTERS = {
-    "recovery without end": (["progress", "recovery_updates"], 10**12, "it owes"),
-    "steps without end": (["progress", "agent_step"], 10**12, "it owes"),
-    "both": (["progress"], {"env_step": 10**12, "agent_step": 10**12}, "it owes"),
+    "recovery without end": (["progress", "recovery_updates"], 10**12, "updates are to be made at once"),
+    "steps without end": (["progress", "agent_step"], 10**12, "updates are to be made at once"),
+    "both": (["progress"], {"env_step": 10**12, "agent_step": 10**12}, "to be made at once"),
     "removals without end": (["pruner", "events"], 10**12, "1,000,000,000,000 events"),
     "calibrations without end": (["pruner", "calibrations"], 10**12, "1,000,000,000,000 calibrations"),
 }
@@ -293,7 +293,7 @@ LEARNED = {
     "sums of losses of NaN": (
         training("losses.count", lambda t: torch.tensor(torch.nan)),
         ALL[:1],
-        "tensor count holds",
+        "tensor losses.count is no number",
     ),
     "scores of NaN": (
         training("pruner.averages.raw", lambda t: t * torch.nan),

@@ -261,9 +261,16 @@ SLIPS = {
         [*TASK, "--prune.limits.component", "encoder", "0.5", "encoder", "0.2"],
         "each once",
     ),
-    "limits before the task": (
-        ["train", "--prune.limits.component", "encoder", "0.5", "walker-walk"],
-        "behind the task",
+    "a limit as a list": ([*TASK, '--prune.limits.component=["encoder"]'], "and a number after each"),
+    "a limit as a list of lists": (
+        [*TASK, "--threads", "1", '--prune.limits.component=[["encoder"], 0.5]'],
+        "no component",
+    ),
+    "a limit that is none": ([*TASK, "--prune.limits.component=None"], "and a number after each"),
+    "a limit that is a number": ([*TASK, "--prune.limits.component=0.5"], "and a number after each"),
+    "limits in two forms": (
+        [*TASK, '{"prune":{"limits":{"component":{"encoder":0.5}}}}', "--prune.limits.component", "q1", "0"],
+        "in two forms",
     ),
     "limits below 0": ([*TASK, "--prune.limits.component", "encoder", "-1"], "component encoder is -1"),
     "a recovery too long": ([*TASK, "--prune.recovery", "10001"], "0 to 10000"),

@@ -125,6 +125,23 @@ def test_replay_and_moments_are_taken_over(dense, folder, interrupt, no_plot):
     assert all(torch.equal(old[key], new[key]) for key in taken)
 
 
+def test_what_the_dense_run_still_owed(tmp_path, interrupt, no_plot):
+    """Interrupted when its random phase was over: the new run owes it, also when it is interrupted itself."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    interrupt(26)
+    with pytest.raises(Interrupted):
+        run_small(DENSE, first)
+    for at in (3, 4):
+        interrupt(at)
+        with pytest.raises(Interrupted):
+            run_small([*PRUNED, "--init-from", str(first)], second)
+    interrupt(0)
+    owed = state(second)["progress"]["agent_step"] - state(second)["updates"]
+    assert owed > 5
+    assert state(second)["progress"]["env_step"] == 0
+    run_small([*PRUNED, "--init-from", str(first)], second)
+
+
 def test_the_dense_run_is_not_touched(dense, folder, no_plot):
     before = tree(dense)
     run_small([*PRUNED, "--init-from", str(dense)], folder)

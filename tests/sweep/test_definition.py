@@ -1,11 +1,15 @@
 """Sweep files that are wrong, or ask for what is not honoured, are refused by name; the others are understood."""
 
+import contextlib
+
 import pytest
 from sweep_files import written
 
 from tdmpc_prune.cli import main
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.sweep.definition import read
+from tdmpc_prune.sweep.driver import Sweep
+from tdmpc_prune.sweep.folder import SweepFolder
 from tdmpc_prune.sweep.trial import Resources, plan
 
 HYPERBAND = {"type": "hyperband", "min_iter": 3}
@@ -172,6 +176,23 @@ def test_agents_that_cannot_be_pruned_as_far(case, tmp_path, capfd):
         assert said in err
         assert (out, err.count("\n")) == ("", 1)
         assert not folder.exists()
+
+
+def test_a_sweep_that_has_begun_goes_on(tmp_path, capfd):
+    """Also one of a version that asked later."""
+    parameters, folder = UNREACHABLE["a misspelt component"][0], SweepFolder(tmp_path / "sweep")
+    definition = read(written(tmp_path / "sweep.yaml", parameters=parameters))
+    with pytest.raises(UserError, match="encodr"):
+        Sweep(definition, folder, seed=1, count=None, resources=Resources())
+    with contextlib.closing(folder):
+        folder.open(definition, 1)
+        assert Sweep(definition, folder, seed=1, count=None, resources=Resources()).total == 1
+
+
+def test_a_search_may_come_upon_some_that_cannot_be_pruned(tmp_path, capfd):
+    parameters = {"prune.sparsity": {"min": 0.5, "max": 0.95}}
+    file = written(tmp_path / "sweep.yaml", method="random", run_cap=30, parameters=parameters)
+    assert main(["sweep", str(file), "--engine", "ray", "--dry-run"]) == 0
 
 
 def test_a_trial_that_is_dense_may_have_any_sparsity(tmp_path, capfd):
