@@ -9,7 +9,7 @@ import pytest
 
 from results import measurements, run, tables
 from results.markdown import cell
-from results.measurements import robustness, sensitivity
+from results.measurements import control, robustness, sensitivity
 from results.store import HERE, Store
 from results.tables import README, each_group, is_small, matrix, write
 from tdmpc_prune.analysis.report.groups import sections
@@ -27,6 +27,7 @@ def run_folder(
     sparsity=0.9,
     returns=(),
     events=(),
+    init_from=None,
     **agent,
 ):
     """A run of `returns` every 1,000 steps, `events` (step, before, after), ending at `sparsity`."""
@@ -36,6 +37,7 @@ def run_folder(
         "preset": "laptop",
         "seed": seed,
         "steps": 1000 * (len(returns) - 1),
+        "init_from": init_from,
     }
     prune = ({"selection": selection} if selection else {}) | {
         "criterion": criterion,
@@ -95,6 +97,49 @@ def test_rows_of_groups(section):
     assert pruned["lowest"] == "60 [60, 60]"
     assert pruned["largest fall"] == "410 [410, 410]"  # 500 to 90, and 300 to 60
     assert rows["dense"]["of dense"] == "-"
+
+
+def test_what_goes_on_is_compared_with_what_goes_on(tmp_path):
+    """Its steps begin anew: a dense run of the same number of steps had only begun to learn."""
+    whole, events = tmp_path / "whole", [(1000, 500, 400), (2000, 400, 400)]
+    run_folder(whole, seed=1, returns=(0, 100, 100, 100, 500))
+    after = run_folder(
+        tmp_path / "p",
+        seed=1,
+        criterion="taylor",
+        returns=(500, 400, 400, 400, 400),
+        events=events,
+        init_from=str(whole),
+    )
+    [found] = sections(read_runs([whole, after]))
+    rows = {row["cartpole-swingup"]: row for row in each_group(found)}
+    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "-"
+    on = run_folder(tmp_path / "g", seed=1, returns=(500, 800, 800, 800, 800), init_from=str(whole))
+    [found] = sections(read_runs([whole, after, on]))
+    rows = {row["cartpole-swingup"]: row for row in each_group(found)}
+    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense"] == "50%"
+    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "50 [50, 50]"
+    assert rows["dense (going on)"]["end"] == "800 [800, 800]"
+    assert rows["dense"]["end"] == "500 [500, 500]"
+
+
+def test_milliseconds_of_trained_controllers(monkeypatch):
+    def measured(sparsity, macs, p50, p99):
+        latency = {"1": {"p50": p50, "p99": p99}}
+        deadline = {"control_ms": 50.0, "meets_deadline": p99 < 50}
+        return {"sparsity": sparsity, "plan_macs": macs, "latency_ms": latency} | deadline
+
+    runs = {"runs": [measured(0.0, 12.67e9, 142.6, 147.6), measured(0.89999, 1.24e9, 21.66, 22.99)]}
+    named = [
+        SimpleNamespace(name="control-walker-walk", result=lambda: runs),
+        SimpleNamespace(name="control-cup-catch", result=lambda: None),  # not measured yet
+        SimpleNamespace(name="sensitivity", result=lambda: pytest.fail("another measurement")),
+    ]
+    monkeypatch.setattr(measurements, "_measurements", lambda study: named)
+    [table] = control("harder")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[2] == ["0%", "12.67e9", "142.6", "147.6", "50", "no"]
+    assert rows[3] == ["90%", "1.24e9", "21.7", "23.0", "50", "yes"]
 
 
 def test_criteria_by_sparsity_with_both_controls(section):
