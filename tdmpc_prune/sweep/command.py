@@ -67,7 +67,7 @@ def _after_program(line: list[str]) -> list[str]:
     if rest[:1] == ["-m"]:
         rest.pop(0)
     if not rest or PurePath(rest[0]).name not in PROGRAMS:
-        started = (rest[0] if rest else "") or "nothing"
+        started = "".join(rest[:1]) or "nothing"
         raise ValueError(f"its command runs {started}, not tdmpc-prune; choose program: tdmpc-prune")
     if rest[1:2] != ["train"]:
         raise ValueError(f"its command lacks the verb train; choose for example command: {EXAMPLE}")
