@@ -105,6 +105,15 @@ def criteria() -> Iterator[Work]:
             yield from (small(task, sparsity, seed) for sparsity in sparsities)
 
 
+def walker() -> Iterator[Work]:
+    """All criteria from the same three agents that walk already, in 20,000 steps more; dense ones go on as long."""
+    for seed in SEEDS[:3]:
+        line, whole = (WALKER, "--seed", seed, "--steps", 20_000), dense(WALKER, seed)
+        yield trial(*line, *DENSE, after=whole)
+        for criterion in CRITERIA:
+            yield trial(*line, "--prune.sparsity", 0.9, "--prune.criterion", criterion, after=whole)
+
+
 WHOLE = ("--prune.schedule", "one-shot", "--prune.start", 0.98, "--prune.end", 1)
 """Scored from the beginning, and pruned when nothing is learned any more."""
 
@@ -270,6 +279,7 @@ def autoencoder() -> Iterator[Work]:
 STUDIES = {
     "agent": Study("Is the agent right?", agent),
     "criteria": Study("Which criterion?", criteria),
+    "walker": Study("Which criterion for an agent that has learned?", walker),
     "validity": Study("Are the scores right?", validity),
     "removals": Study("What do intermediate removals do?", removals),
     "selection": Study("Which of several that say the same?", selection),

@@ -239,6 +239,7 @@ def harder(parts: Sequence[Section]) -> str:
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
     "agent": agent,
     "criteria": criteria,
+    "walker": listed,
     "removals": listed,
     "selection": listed,
     "harder": harder,
