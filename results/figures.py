@@ -19,11 +19,12 @@ from tdmpc_prune.analysis.report.page import make_report
 
 FIGURES = Path(__file__).parent / "figures"
 SHOWN = {
-    "criteria": ("end-over-target",),
+    "criteria": ("side-by-side",),
+    "walker": ("side-by-side",),
     "validity": ("importance",),
     "removals": ("learning-curves", "removals"),
     "allocation": ("learning-curves", "widths"),
-    "autoencoder": ("end-over-target", "taylor-uniform-cut-only-80"),
+    "autoencoder": ("side-by-side", "taylor-uniform-cut-only-80"),
 }
 """Which of a report's figures are kept for a study, by what their names hold."""
 

@@ -348,6 +348,49 @@ def test_the_front_is_ringed(sweep):
     )
 
 
+def test_groups_side_by_side(tmp_path):
+    """At each sparsity of several groups, the one that keeps most while units go is uppermost."""
+    for criterion, dip, end in (("taylor", 300.0, 700.0), ("random", 100.0, 900.0), ("fisher", 500.0, 800.0)):
+        write_run(tmp_path / criterion, (100.0, dip, end), criterion=criterion)
+    write_run(tmp_path / "more", criterion="taylor", sparsity=0.9)  # alone there
+    write_run(tmp_path / "dense", (100.0, 800.0, 950.0), criterion="none")
+    section = only_section(tmp_path)
+    found = results(section, Timings({}, ""))
+    assert [[r.group.family for r in row] for row in figures.compared(found).values()] == [
+        ["fisher uniform", "taylor uniform", "random uniform"]
+    ]
+    (ends, window), _ = drawn(figures.side_by_side, section=section, results=found)
+    assert [label.get_text() for label in ends.get_yticklabels()] == ["fisher", "taylor", "random"]
+    marks = [
+        [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "o"] for panel in (ends, window)
+    ]
+    assert marks[0] == [800, 700, 900]
+    by_name = {r.group.family: r.window.value for r in found if r.group.target == 0.8}
+    assert marks[1] == [by_name[f"{name} uniform"] for name in ("fisher", "taylor", "random")]
+    for panel in (ends, window):
+        assert [list(line.get_xdata()) for line in panel.lines if line.get_linestyle() == "--"] == [
+            [950, 950]
+        ]
+    assert window.get_ylabel() == "80% removed"
+    assert ends.get_ylim()[0] > ends.get_ylim()[1]  # the first is uppermost
+
+
+def test_of_errors_the_lowest_is_uppermost(tmp_path):
+    for criterion, end in (("taylor", 0.04), ("random", 0.02), ("fisher", 0.08)):
+        write_run(tmp_path / criterion, (0.3, 0.1, end), task="autoencoder", criterion=criterion)
+    [found] = figures.compared(results(only_section(tmp_path), Timings({}, ""))).values()
+    assert [r.group.family for r in found] == ["random uniform", "taylor uniform", "fisher uniform"]
+
+
+def test_many_kinds_are_compared_side_by_side_only(run, tmp_path):
+    for criterion in ("taylor", "fisher", "gradient", "magnitude", "random", "bayesian", "bayesian-saliency"):
+        for sparsity in (0.8, 0.9):
+            write_run(tmp_path / "runs" / f"{criterion}{sparsity}", criterion=criterion, sparsity=sparsity)
+    assert run(tmp_path / "runs", "--out", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "side-by-side.png").is_file()
+    assert not (tmp_path / "out" / "end-over-target.png").exists()  # it has not as many colours
+
+
 def test_the_colours_of_a_heat_map_are_its_values(tmp_path):
     path = write_run(tmp_path / "a")
     with (path / "metrics.jsonl").open("a") as file:

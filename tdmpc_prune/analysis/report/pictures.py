@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tdmpc_prune.analysis.report import figures, maps
-from tdmpc_prune.analysis.report.canvas import Picture, paint, slug
+from tdmpc_prune.analysis.report.canvas import COLOURS, Picture, paint, slug
 from tdmpc_prune.analysis.report.groups import Section
 from tdmpc_prune.analysis.report.numbers import component_sparsity, importance, trajectory, widths
 from tdmpc_prune.analysis.report.results import GroupResult
@@ -35,13 +35,13 @@ def pictures(
         periods: milliseconds that there are, by the run's folder.
         prefix: of the files' names.
     """
-    yield from _outcomes(section, prefix)
+    yield from _outcomes(section, results, prefix)
     yield from _costs(section, results, timings, periods, prefix)
     yield from _parts(section, prefix)
     yield from _importances(section, prefix)
 
 
-def _outcomes(section: Section, prefix: str) -> Iterator[Picture]:
+def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> Iterator[Picture]:
     """The outcome over sparsity and steps, and around removals."""
     word = section.outcome.title()
     dense = "Dashed: where the dense runs ended." if any(g.dense for g in section.groups) else ""
@@ -60,7 +60,22 @@ def _outcomes(section: Section, prefix: str) -> Iterator[Picture]:
             partial(figures.over_sparsity, section=section),
             _height([group.label for group in section.groups]),
         )
-    if any(len(groups) > 1 for groups in figures.families(section).values()):
+    if rivals := figures.compared(results):
+        yield paint(
+            slug(prefix, "side by side"),
+            f"{word}, group by group",
+            _words(
+                "Groups that are to reach the same sparsity, the best one uppermost. What happens while units",
+                "are removed tells more: in the end, much has been made up for. Marks: interquartile means over",
+                "seeds; strokes: their 95% bootstrap intervals.",
+                dense,
+                better,
+            ),
+            partial(figures.side_by_side, section=section, results=results),
+            sum(len(found) + 1 for found in rivals.values()) * LEGEND_ROW + 0.9,
+        )
+    families = figures.families(section).values()
+    if any(len(groups) > 1 for groups in families) and len(families) <= len(COLOURS):
         yield paint(
             slug(prefix, "end over target"),
             f"{word} in the end over target sparsity",
