@@ -20,8 +20,8 @@ class Options:
     """Answers questions by experiments. What is recorded under results/ is not made again unless --again is
     given. Stop whenever you like: the same command goes on.
 
-    Studies: agent, criteria, walker, validity, removals, selection, harder, allocation, deadline, stability, robustness,
-    autoencoder.
+    Studies: agent, criteria, walker, validity, removals, selection, harder, allocation, deadline, stability,
+    robustness, autoencoder.
     """
 
     studies: tyro.conf.Positional[tuple[str, ...]] = ()

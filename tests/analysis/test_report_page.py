@@ -382,6 +382,21 @@ def test_of_errors_the_lowest_is_uppermost(tmp_path):
     assert [r.group.family for r in found] == ["random uniform", "taylor uniform", "fisher uniform"]
 
 
+@pytest.mark.parametrize(
+    ("setting", "values", "names"),
+    [
+        ("prune__schedule", ("cosine", "cubic", "linear"), ["cosine", "cubic", "linear"]),
+        ("prune__events", (2, 3, 4), ["(prune.events 2)", "(prune.events 3)", "(prune.events 4)"]),
+    ],
+)
+def test_names_side_by_side_leave_out_what_is_common(tmp_path, setting, values, names):
+    for value in values:
+        write_run(tmp_path / str(value), **{setting: value})
+    section = only_section(tmp_path)
+    (ends, *_), _ = drawn(figures.side_by_side, section=section, results=results(section, Timings({}, "")))
+    assert sorted(label.get_text() for label in ends.get_yticklabels()) == names
+
+
 def test_many_kinds_are_compared_side_by_side_only(run, tmp_path):
     for criterion in ("taylor", "fisher", "gradient", "magnitude", "random", "bayesian", "bayesian-saliency"):
         for sparsity in (0.8, 0.9):

@@ -116,8 +116,7 @@ def side_by_side(figure: Figure, section: Section, results: Sequence[GroupResult
     measures = [
         name for name in MEASURES if any(MEASURES[name](r) for found in rivals.values() for r in found)
     ]
-    said = [set(r.group.family.split()) for found in rivals.values() for r in found]
-    common = set.intersection(*said)
+    common = set.intersection(*(set(r.group.kind.split()) for found in rivals.values() for r in found))
     manners = sorted({manner(r.group) for found in rivals.values() for r in found})
     grid = figure.subplots(
         len(rivals),
@@ -137,8 +136,8 @@ def side_by_side(figure: Figure, section: Section, results: Sequence[GroupResult
             for end in {r.dense for r in found if r.dense}:
                 axes.axvline(end.value, color=INK, linestyle="--", linewidth=1.2)
             axes.set_title(name if target == min(rivals) else "", fontsize=9)
-        names = [" ".join(w for w in r.group.family.split() if w not in common) for r in found]
-        line[0].set_yticks(range(len(found)), [textwrap.fill(name, 40) for name in names], fontsize=8)
+        names = [textwrap.fill(_without(r.group, common), 40) for r in found]
+        line[0].set_yticks(range(len(found)), names, fontsize=8)
         line[0].set_ylim(len(found) - 0.4, -0.6)
         line[-1].set_ylabel(f"{percent(target)} removed", rotation=270, labelpad=14)
         line[-1].yaxis.set_label_position("right")
@@ -174,6 +173,12 @@ def _merit(result: GroupResult) -> float:
     value = result.window or result.end
     assert value is not None, "a group of unknown outcome"
     return -value.value if result.group.runs[0].outcome == "return" else value.value
+
+
+def _without(group: RunGroup, common: set[str]) -> str:
+    """A group's name but for what is common to all, unless that leaves nothing."""
+    kind = " ".join(word for word in group.kind.split() if word not in common)
+    return (kind + group.extras).strip() or group.kind
 
 
 def manner(group: RunGroup) -> str:
