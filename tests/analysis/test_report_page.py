@@ -397,6 +397,16 @@ def test_names_side_by_side_leave_out_what_is_common(tmp_path, setting, values, 
     assert sorted(label.get_text() for label in ends.get_yticklabels()) == names
 
 
+def test_settings_common_to_all_groups_side_by_side_are_left_out(tmp_path):
+    for criterion in ("taylor", "fisher", "random"):
+        write_run(tmp_path / criterion, criterion=criterion, init_from=str(tmp_path / "whole"))
+    write_run(tmp_path / "whole", criterion="none")
+    section = only_section(tmp_path)
+    assert section.groups[-1].label == "taylor uniform 80% (init_from a dense run)"
+    (ends, *_), _ = drawn(figures.side_by_side, section=section, results=results(section, Timings({}, "")))
+    assert sorted(label.get_text() for label in ends.get_yticklabels()) == ["fisher", "random", "taylor"]
+
+
 def test_many_kinds_are_compared_side_by_side_only(run, tmp_path):
     for criterion in ("taylor", "fisher", "gradient", "magnitude", "random", "bayesian", "bayesian-saliency"):
         for sparsity in (0.8, 0.9):

@@ -116,8 +116,11 @@ def side_by_side(figure: Figure, section: Section, results: Sequence[GroupResult
     measures = [
         name for name in MEASURES if any(MEASURES[name](r) for found in rivals.values() for r in found)
     ]
-    common = set.intersection(*(set(r.group.kind.split()) for found in rivals.values() for r in found))
-    manners = sorted({manner(r.group) for found in rivals.values() for r in found})
+    groups = [r.group for found in rivals.values() for r in found]
+    common = set.intersection(*(set(group.kind.split()) for group in groups))
+    extras = {group.extras for group in groups}
+    common |= extras if len(extras) == 1 else set()
+    manners = sorted(set(map(manner, groups)))
     grid = figure.subplots(
         len(rivals),
         len(measures),
@@ -178,7 +181,7 @@ def _merit(result: GroupResult) -> float:
 def _without(group: RunGroup, common: set[str]) -> str:
     """A group's name but for what is common to all, unless that leaves nothing."""
     kind = " ".join(word for word in group.kind.split() if word not in common)
-    return (kind + group.extras).strip() or group.kind
+    return (kind + ("" if group.extras in common else group.extras)).strip() or group.kind
 
 
 def manner(group: RunGroup) -> str:
