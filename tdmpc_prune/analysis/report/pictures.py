@@ -75,7 +75,7 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
             sum(len(found) + 1 for found in rivals.values()) * LEGEND_ROW + 0.9,
         )
     families = figures.families(section).values()
-    if any(len(groups) > 1 for groups in families) and len(families) <= len(COLOURS):
+    if any(len(groups) > 1 for groups in families) and (not rivals or len(families) <= len(COLOURS)):
         yield paint(
             slug(prefix, "end over target"),
             f"{word} in the end over target sparsity",
