@@ -10,7 +10,7 @@ import pytest
 from test_report_runs import only_section, write_run
 
 from tdmpc_prune import cli
-from tdmpc_prune.analysis.report import figures, maps
+from tdmpc_prune.analysis.report import figures, maps, rivals
 from tdmpc_prune.analysis.report.canvas import COLOURS, INK, paint
 from tdmpc_prune.analysis.report.numbers import importance
 from tdmpc_prune.analysis.report.results import results
@@ -356,10 +356,10 @@ def test_groups_side_by_side(tmp_path):
     write_run(tmp_path / "dense", (100.0, 800.0, 950.0), criterion="none")
     section = only_section(tmp_path)
     found = results(section, Timings({}, ""))
-    assert [[r.group.family for r in row] for row in figures.compared(found).values()] == [
+    assert [[r.group.family for r in row] for row in rivals.compared(found).values()] == [
         ["fisher uniform", "taylor uniform", "random uniform"]
     ]
-    (ends, window), _ = drawn(figures.side_by_side, section=section, results=found)
+    (ends, window), _ = drawn(rivals.side_by_side, section=section, results=found)
     assert [label.get_text() for label in ends.get_yticklabels()] == ["fisher", "taylor", "random"]
     marks = [
         [line.get_xdata()[0] for line in panel.lines if line.get_marker() == "o"] for panel in (ends, window)
@@ -378,7 +378,7 @@ def test_groups_side_by_side(tmp_path):
 def test_of_errors_the_lowest_is_uppermost(tmp_path):
     for criterion, end in (("taylor", 0.04), ("random", 0.02), ("fisher", 0.08)):
         write_run(tmp_path / criterion, (0.3, 0.1, end), task="autoencoder", criterion=criterion)
-    [found] = figures.compared(results(only_section(tmp_path), Timings({}, ""))).values()
+    [found] = rivals.compared(results(only_section(tmp_path), Timings({}, ""))).values()
     assert [r.group.family for r in found] == ["random uniform", "taylor uniform", "fisher uniform"]
 
 
@@ -393,7 +393,7 @@ def test_names_side_by_side_leave_out_what_is_common(tmp_path, setting, values, 
     for value in values:
         write_run(tmp_path / str(value), **{setting: value})
     section = only_section(tmp_path)
-    (ends, *_), _ = drawn(figures.side_by_side, section=section, results=results(section, Timings({}, "")))
+    (ends, *_), _ = drawn(rivals.side_by_side, section=section, results=results(section, Timings({}, "")))
     assert sorted(label.get_text() for label in ends.get_yticklabels()) == names
 
 
@@ -403,7 +403,7 @@ def test_settings_common_to_all_groups_side_by_side_are_left_out(tmp_path):
     write_run(tmp_path / "whole", criterion="none")
     section = only_section(tmp_path)
     assert section.groups[-1].label == "taylor uniform 80% (init_from a dense run)"
-    (ends, *_), _ = drawn(figures.side_by_side, section=section, results=results(section, Timings({}, "")))
+    (ends, *_), _ = drawn(rivals.side_by_side, section=section, results=results(section, Timings({}, "")))
     assert sorted(label.get_text() for label in ends.get_yticklabels()) == ["fisher", "random", "taylor"]
 
 
@@ -414,6 +414,16 @@ def test_many_kinds_are_compared_side_by_side_only(run, tmp_path):
     assert run(tmp_path / "runs", "--out", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "side-by-side.png").is_file()
     assert not (tmp_path / "out" / "end-over-target.png").exists()  # it has not as many colours
+
+
+def test_many_kinds_of_no_common_sparsity_stay_in_one_figure(run, tmp_path):
+    criteria = ("taylor", "fisher", "gradient", "magnitude", "random", "bayesian", "bayesian-saliency")
+    for number, criterion in enumerate(criteria):
+        for sparsity in (0.5 + number / 100, 0.8 + number / 100):
+            write_run(tmp_path / "runs" / f"{criterion}{sparsity}", criterion=criterion, sparsity=sparsity)
+    assert run(tmp_path / "runs", "--out", tmp_path / "out")[0] == 0
+    assert not (tmp_path / "out" / "side-by-side.png").exists()
+    assert (tmp_path / "out" / "end-over-target.png").is_file()
 
 
 def test_the_colours_of_a_heat_map_are_its_values(tmp_path):

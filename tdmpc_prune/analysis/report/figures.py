@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tdmpc_prune.analysis.report.canvas import COLOURS, INK, MARKERS
-from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent
+from tdmpc_prune.analysis.report.groups import RunGroup, Section
 from tdmpc_prune.analysis.report.numbers import (
     Point,
     ends,
@@ -24,8 +24,6 @@ from tdmpc_prune.analysis.report.timing import Timings
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from tdmpc_prune.analysis.statistics import Estimate
 
 TITLE = 48
 """Characters of a line of a panel's title."""
@@ -108,85 +106,6 @@ def over_targets(figure: Figure, section: Section) -> None:
             axes.plot(x, end.value, **look[group.label].point, markersize=6, label=group.label)
     axes.set(xlabel=SPARSITY)
     _finish(figure, axes, section)
-
-
-def side_by_side(figure: Figure, section: Section, results: Sequence[GroupResult]) -> None:
-    """A row of panels for each target sparsity, in it a row for each group, the best one uppermost."""
-    rivals = compared(results)
-    measures = [
-        name for name in MEASURES if any(MEASURES[name](r) for found in rivals.values() for r in found)
-    ]
-    groups = [r.group for found in rivals.values() for r in found]
-    common = set.intersection(*(set(group.kind.split()) for group in groups))
-    extras = {group.extras for group in groups}
-    common |= extras if len(extras) == 1 else set()
-    manners = sorted(set(map(manner, groups)))
-    grid = figure.subplots(
-        len(rivals),
-        len(measures),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=[len(found) + 1 for found in rivals.values()],
-    )
-    for line, (target, found) in zip(grid, rivals.items(), strict=True):
-        for axes, name in zip(line, measures, strict=True):
-            for row, result in enumerate(found):
-                color = COLOURS[manners.index(manner(result.group)) % len(COLOURS)]
-                if value := MEASURES[name](result):
-                    axes.hlines(row, value.low, value.high, color=color, linewidth=1.8)
-                    axes.plot(value.value, row, "o", markersize=4, color=color)
-            for end in {r.dense for r in found if r.dense}:
-                axes.axvline(end.value, color=INK, linestyle="--", linewidth=1.2)
-            axes.set_title(name if target == min(rivals) else "", fontsize=9)
-        names = [textwrap.fill(_without(r.group, common), 40) for r in found]
-        line[0].set_yticks(range(len(found)), names, fontsize=8)
-        line[0].set_ylim(len(found) - 0.4, -0.6)
-        line[-1].set_ylabel(f"{percent(target)} removed", rotation=270, labelpad=14)
-        line[-1].yaxis.set_label_position("right")
-    for axes in grid[-1]:
-        axes.set_xlabel("return" if section.outcome == "return" else "squared error")
-        if section.outcome != "return":
-            axes.set_xscale("log")
-            _plain_ticks(axes.xaxis)
-
-
-MEASURES: dict[str, Callable[[GroupResult], Estimate | None]] = {
-    "in the end": lambda result: result.end,
-    "while units are removed": lambda result: result.window,
-}
-"""What groups are compared by."""
-RIVALS = 3
-"""Groups of one sparsity from which on a comparison has a figure of its own."""
-
-
-def compared(results: Sequence[GroupResult]) -> dict[float, list[GroupResult]]:
-    """By target sparsity, where there are several: groups of known outcome, the best one first."""
-    found: dict[float, list[GroupResult]] = {}
-    for result in results:
-        if not result.group.dense and result.end is not None:
-            found.setdefault(result.group.target, []).append(result)
-    return {
-        target: sorted(found[target], key=_merit) for target in sorted(found) if len(found[target]) >= RIVALS
-    }
-
-
-def _merit(result: GroupResult) -> float:
-    """Less is better; by what happens while units are removed, where that is known: ends forgive much."""
-    value = result.window or result.end
-    assert value is not None, "a group of unknown outcome"
-    return -value.value if result.group.runs[0].outcome == "return" else value.value
-
-
-def _without(group: RunGroup, common: set[str]) -> str:
-    """A group's name but for what is common to all, unless that leaves nothing."""
-    kind = " ".join(word for word in group.kind.split() if word not in common)
-    return (kind + ("" if group.extras in common else group.extras)).strip() or group.kind
-
-
-def manner(group: RunGroup) -> str:
-    """How a group is pruned, whatever its criterion."""
-    return group.family.partition(" ")[2]
 
 
 def families(section: Section) -> dict[str, list[RunGroup]]:
@@ -280,7 +199,7 @@ def latency(figure: Figure, section: Section, timings: Timings, periods: Mapping
     axes.set(xlabel=SPARSITY, ylabel="ms per control step", yscale="log", xlim=(-0.03, 1))
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.3, high * 1.5)
-    _plain_ticks(axes.yaxis)
+    plain_ticks(axes.yaxis)
     _legend(figure, axes)
 
 
@@ -309,7 +228,7 @@ def pareto(figure: Figure, section: Section, results: Sequence[GroupResult]) -> 
         )
         axes.set(xlabel=name, xscale="log")
         _widen(axes)
-        _plain_ticks(axes.xaxis)
+        plain_ticks(axes.xaxis)
     _outcome_axis(grid[0], section)
     _legend(figure, grid[0])
 
@@ -363,7 +282,7 @@ def _outcome_axis(axes: Axes, section: Section) -> None:
         axes.set(ylabel="return")
     else:
         axes.set(ylabel="squared error", yscale="log")
-        _plain_ticks(axes.yaxis)
+        plain_ticks(axes.yaxis)
 
 
 def steps_axis(axes: Axes, section: Section) -> None:
@@ -405,7 +324,7 @@ def _widen(axes: Axes) -> None:
         axes.set_xlim(middle / 2**0.5, middle * 2**0.5)
 
 
-def _plain_ticks(axis: Any) -> None:
+def plain_ticks(axis: Any) -> None:
     """Numbers in full on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

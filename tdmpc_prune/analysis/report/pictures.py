@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from tdmpc_prune.analysis.report import figures, maps
+from tdmpc_prune.analysis.report import figures, maps, rivals
 from tdmpc_prune.analysis.report.canvas import COLOURS, Picture, paint, slug
 from tdmpc_prune.analysis.report.groups import Section
 from tdmpc_prune.analysis.report.numbers import component_sparsity, importance, trajectory, widths
@@ -60,7 +60,7 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
             partial(figures.over_sparsity, section=section),
             _height([group.label for group in section.groups]),
         )
-    if rivals := figures.compared(results):
+    if found := rivals.compared(results):
         yield paint(
             slug(prefix, "side by side"),
             f"{word}, group by group",
@@ -71,11 +71,11 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
                 dense,
                 better,
             ),
-            partial(figures.side_by_side, section=section, results=results),
-            sum(len(found) + 1 for found in rivals.values()) * LEGEND_ROW + 0.9,
+            partial(rivals.side_by_side, section=section, results=results),
+            sum(len(groups) + 1 for groups in found.values()) * LEGEND_ROW + 0.9,
         )
     families = figures.families(section).values()
-    if any(len(groups) > 1 for groups in families) and (not rivals or len(families) <= len(COLOURS)):
+    if any(len(groups) > 1 for groups in families) and (not found or len(families) <= len(COLOURS)):
         yield paint(
             slug(prefix, "end over target"),
             f"{word} in the end over target sparsity",
