@@ -15,9 +15,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from results.revisions import Revision, overtaken
 from results.store import Store
 from results.trials import Trial
-from tdmpc_prune.run_folder import provenance
+from tdmpc_prune.run_folder import provenance, to_json
 from tdmpc_prune.sweep.trial import TrialProcess
 
 MEASURED = Path(__file__).parent / "measured"
@@ -44,9 +45,24 @@ class Measurement:
 
     @property
     def current(self) -> bool:
-        """Whether it was measured, and on runs of today's settings: a default may have changed since."""
+        """Whether it was measured, and on runs of today's settings and code: a default may have changed since."""
+        if not self.file.exists():
+            return False
         names = [trial.name for trial in self.trials]
-        return self.file.exists() and json.loads(self.file.read_text())["trainings"] == names
+        return json.loads(self.file.read_text())["trainings"] == names and self.overtaken is None
+
+    @property
+    def overtaken(self) -> Revision | None:
+        """The change of the code that what was measured was trained before; None if it is of today's."""
+        if not self.file.exists():
+            return None
+        record = json.loads(self.file.read_text())
+        # Before commits of trainings were noted, these were at least as old as what measured them.
+        commits = record.get("commits") or [record["commit"]] * len(self.trials)
+        found = (
+            overtaken(to_json(t.config), commit) for t, commit in zip(self.trials, commits, strict=False)
+        )
+        return next(filter(None, found), None)
 
     def result(self) -> dict[str, Any] | None:
         """What the verb printed when it was last measured; None before it was."""
@@ -57,13 +73,16 @@ Work = Trial | Measurement
 
 
 def missing(work: Sequence[Work], store: Store | None) -> list[Work]:
-    """What is not recorded yet, in order; all of it without a store. A training that several ask for comes once."""
+    """What is not recorded yet by today's code, in order; all of it without a store.
+
+    A training that several ask for comes once.
+    """
     todo: dict[str, Work] = {}
     for one in work:
         if isinstance(one, Measurement):
             if store is None or not one.current:
                 todo[one.name] = one
-        elif store is None or not store.has(one.name, scores=one.scores):
+        elif store is None or not store.has(one.name, scores=one.scores) or store.overtaken(one.name):
             todo[one.name] = one if one.scores else todo.get(one.name, one)
     return list(todo.values())
 
@@ -118,6 +137,8 @@ class Runner:
         with self.lock:
             own = self.at_work.setdefault(trial.name, threading.Lock())
         with own:  # others may start from it, too
+            if old := trial.overtaken:
+                trial.folder.path.rename(f"{trial.folder.path}-before-{old.commit}")
             if trial.made:
                 return None
             process = TrialProcess(
@@ -145,6 +166,7 @@ class Runner:
             **provenance(),
             "command": " ".join([f"python -m {one.module}", *line]),
             "trainings": [trial.name for trial in one.trials],
+            "commits": [json.loads(t.folder.config.read_text())["commit"] for t in one.trials],
             "result": json.loads(process.stdout),
         }
         MEASURED.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from results.revisions import Revision, overtaken
 from results.trials import name_of
 from tdmpc_prune.logger import read_metrics
 from tdmpc_prune.run_folder import RunFolder
@@ -42,6 +43,10 @@ class Store:
             return name in self.entries
         task = self.entries[name]["config"]["task"]
         return any(row["run"] == name for row in _read(self.folder / f"{task}-importance.csv"))
+
+    def overtaken(self, name: str) -> Revision | None:
+        """The change of the code that would give a recorded run other numbers today; None if it is of today's."""
+        return overtaken(self.entries[name]["config"], self.entries[name].get("commit"))
 
     def add(self, run: Path, *, scores: bool = False) -> str:
         """Records a finished run folder, in place of an earlier run of the same name; returns the name."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from results.markdown import NOTHING, Row, cell, markdown
 from results.measurements import MEASURED_TABLES, control, damage, sensitivity
+from results.run import Measurement
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
@@ -33,7 +34,8 @@ def write(store: Store, readme: Path = README) -> None:
         found = re.search(re.escape(start) + ".*?" + re.escape(end), text, re.DOTALL)
         assert found, f"{readme} has no marks for {name}"
         table = TABLES[name](recorded(name, store)) if name in TABLES else MEASURED_TABLES[name]()
-        text = text.replace(found[0], f"{start}{table}\n{end}")
+        parts = "\n\n".join([table, *footnotes(name, store)])
+        text = text.replace(found[0], f"{start}{parts}\n{end}")
     readme.write_text(text)
 
 
@@ -50,6 +52,27 @@ def recorded_names(study: str, store: Store) -> list[str]:
     """What is recorded of a study's trainings."""
     trials = [one for one in STUDIES[study].work() if isinstance(one, Trial)]
     return list(dict.fromkeys(one.name for one in trials if store.has(one.name)))
+
+
+def footnotes(study: str, store: Store) -> list[str]:
+    """What a study's tables show that today's code would give other numbers, a sentence for each reason."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for one in STUDIES[study].work():
+        if isinstance(one, Measurement):
+            before, name, seed = one.overtaken, f"measured/{one.name}.json", ""
+        else:
+            before = store.overtaken(one.name) if store.has(one.name) else None
+            name, _, seed = one.name.rpartition(" seed=")
+        if before:
+            seeds = found.setdefault(before.what, {}).setdefault(name, [])
+            seeds.extend([seed] if seed and seed not in seeds else [])
+    return [f"Made before {what}: {_listed(runs)}." for what, runs in found.items()]
+
+
+def _listed(runs: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(
+        f"`{name}`" + (f" ({', '.join(seeds)})" if seeds else "") for name, seeds in runs.items()
+    )
 
 
 def came_to(section: Section) -> list[GroupResult]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from results.revisions import Revision, overtaken
 from tdmpc_prune.arguments import parse_training
 from tdmpc_prune.config import AUTOENCODER, AnyTrainConfig, AutoencoderTrainConfig, preset_defaults
 from tdmpc_prune.run_folder import FREE_ON_RESUME, RunFolder, earlier, flatten, to_json
@@ -60,6 +61,14 @@ class Trial:
         if not folder.finished_summary(self.config) or not folder.checkpoints.is_dir():
             return False
         return name_of(json.loads(folder.config.read_text())["config"]) == self.name
+
+    @property
+    def overtaken(self) -> Revision | None:
+        """The change of the code that what lies in its folder was made before; None if it is of today's."""
+        if not self.folder.config.is_file():
+            return None
+        about = json.loads(self.folder.config.read_text())
+        return overtaken(about["config"], about.get("commit"))
 
     @property
     def command(self) -> list[str]:
