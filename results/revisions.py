@@ -38,6 +38,11 @@ def _compensated_agent(own: Settings) -> bool:
 
 REVISIONS = (
     Revision(
+        "74cddbee1a40",
+        "environments took their ELU from exp2",
+        lambda own: own["task"] != AUTOENCODER,
+    ),
+    Revision(
         "660921a688a5",
         "compensation knew what LayerNorm over fewer units does",
         _compensated_agent,
