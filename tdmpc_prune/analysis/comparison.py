@@ -14,7 +14,7 @@ from tqdm import tqdm
 from envs import SimulatorError
 from envs.perturb import broke_down
 from envs.perturbations import Perturbation
-from tdmpc_prune.analysis.statistics import Estimate, bootstrap, mean
+from tdmpc_prune.analysis.statistics import bootstrap, mean, paired
 from tdmpc_prune.checkpoint import StoredAgent, load_alike
 from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
 from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
@@ -190,7 +190,7 @@ def _timed(stored: StoredAgent, controller: Controller, steps: int) -> Latency:
 
 def _versus(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """The return against the reference's, episode by episode: its mean difference, and share of it."""
-    difference = _paired(result["returns"], reference["returns"])
+    difference = paired(result["returns"], reference["returns"])
     return {
         "reference": reference["run"],
         "difference": difference.value,
@@ -198,7 +198,3 @@ def _versus(result: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
         "difference_high": difference.high if len(result["returns"]) > 1 else None,
         "share": result["return"] / reference["return"] if reference["return"] > 0 else None,
     }
-
-
-def _paired(returns: Sequence[float], others: Sequence[float]) -> Estimate:
-    return bootstrap([np.subtract(returns, others)], mean)

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from agents.replay import Batch
-from tdmpc_prune.analysis.statistics import CONFIDENCE, Estimate
+from tdmpc_prune.analysis.statistics import Estimate, paired
 from tdmpc_prune.analysis.validity import Moment, replay_tracker
 from tdmpc_prune.pruning.compensation import BATCHES, StandIns, stand_ins
 from tdmpc_prune.pruning.config import Compensation, Criterion
@@ -139,16 +138,6 @@ def sensitivity(
     finally:
         evaluator.close()
     return float(np.mean(whole)), found
-
-
-def paired(returns: Sequence[float], others: Sequence[float]) -> Estimate:
-    """Mean difference, and Student's interval: a bootstrap's would be too narrow of as few episodes as these."""
-    differences = np.subtract(returns, others)
-    value, count = float(differences.mean()), len(differences)
-    if count < 2:
-        return Estimate(value, np.nan, np.nan)
-    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count)
-    return Estimate(value, value - float(reach), value + float(reach))
 
 
 def _batches(moment: Moment, seed: int) -> list[Batch]:

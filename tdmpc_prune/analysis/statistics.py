@@ -1,4 +1,4 @@
-"""Statistics of a few seeds: interquartile means, bootstrap intervals, rank correlations."""
+"""Statistics of a few seeds or episodes: interquartile means, intervals, rank correlations."""
 
 from __future__ import annotations
 
@@ -70,6 +70,19 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = np.quantile(found, [tail, 1 - tail])
     return Estimate(float(statistic(np.concatenate(arrays)[None])[0]), float(low), float(high))
+
+
+def paired(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean difference of pairs, and Student's interval; of one pair it has none: nan.
+
+    A percentile bootstrap's would be too narrow of ten episodes or fewer.
+    """
+    differences = np.subtract(values, others)
+    value, count = float(differences.mean()), len(differences)
+    if count < 2:
+        return Estimate(value, np.nan, np.nan)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count)
+    return Estimate(value, value - float(reach), value + float(reach))
 
 
 def standard_ranks(samples: Floats) -> Floats:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
@@ -99,8 +100,9 @@ def test_against_the_reference(runs, monkeypatch):
     assert "versus" not in dense.result
     versus = thin.result["versus"]
     assert versus["difference"] == pytest.approx(-5)
-    # Of paired differences -10, -5, -10, 5: far narrower than what the returns themselves scatter by.
-    assert -10 <= versus["difference_low"] < -5 < versus["difference_high"] <= 5
+    # Of paired differences, far narrower than what the returns themselves scatter by.
+    low, high = stats.t.interval(0.95, 3, loc=-5, scale=stats.sem([-10, -5, -10, 5]))
+    assert (versus["difference_low"], versus["difference_high"]) == pytest.approx((low, high))
     assert versus["share"] == pytest.approx(245 / 250)
 
 

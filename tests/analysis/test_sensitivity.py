@@ -11,7 +11,7 @@ from scipy import stats
 
 from tdmpc_prune.analysis import sensitivity as module
 from tdmpc_prune.analysis import validity
-from tdmpc_prune.analysis.sensitivity import Settings, lowest, paired, parts, sensitivity
+from tdmpc_prune.analysis.sensitivity import Settings, lowest, parts, sensitivity
 from tdmpc_prune.analysis.validity import load_moment
 from tdmpc_prune.cli import main
 from tdmpc_prune.commands.sensitivity import _draw
@@ -236,15 +236,6 @@ def test_the_picture_holds_every_return():
         assert low <= min(returns)
         assert high >= max(returns)
         assert low <= 0 or min(returns) < 0
-
-
-def test_paired_intervals():
-    found = paired([5.0, 2.0, 9.0, 4.0], [4.0, 4.0, 5.0, 1.0])
-    low, high = stats.t.interval(0.95, 3, loc=1.5, scale=stats.sem([1, -2, 4, 3]))
-    assert (found.value, found.low, found.high) == pytest.approx((1.5, low, high))
-    one = paired([5.0], [4.0])
-    assert one.value == 1
-    assert np.isnan([one.low, one.high]).all()
 
 
 def test_the_same_command_says_the_same(runs, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, standard_ranks
+from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, paired, standard_ranks
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -67,3 +67,12 @@ def test_ranks_of_nothing_to_rank():
     mixed = standard_ranks(np.array([[5.0, 5, 5, 5], [1, 2, 3, 4]]))
     assert np.isnan(mixed[0]).all()
     assert np.linalg.norm(mixed[1]) == pytest.approx(1)
+
+
+def test_paired_intervals():
+    found = paired([5.0, 2.0, 9.0, 4.0], [4.0, 4.0, 5.0, 1.0])
+    low, high = stats.t.interval(0.95, 3, loc=1.5, scale=stats.sem([1, -2, 4, 3]))
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, low, high))
+    one = paired([5.0], [4.0])
+    assert one.value == 1
+    assert np.isnan([one.low, one.high]).all()
