@@ -1,4 +1,4 @@
-"""The figures of results/README.md: those of `tdmpc-prune report`, and learning curves beside published ones."""
+"""The figures of results/answers/: those of `tdmpc-prune report`, and learning curves beside published ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and numbers as results/README.md writes them."""
+"""Tables and numbers as results/answers/ writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of results/README.md, from what is recorded; each stands between two marks that name its study."""
+"""The tables of results/answers/, from what is recorded; each stands between two marks that name its study."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.timing import Timings
 from tdmpc_prune.analysis.statistics import Estimate
 
-README = Path(__file__).parent / "README.md"
+ANSWERS = Path(__file__).parent / "answers"
 PUBLISHED = Path(__file__).parent / "published_tdmpc.csv"
 
 
-def write(store: Store, readme: Path = README) -> None:
-    """Puts every study's table between its marks."""
-    text = readme.read_text()
+def write(store: Store, pages: Path = ANSWERS) -> None:
+    """Puts every study's table between its marks, on whichever page has them."""
     for name in STUDIES:
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        found = re.search(re.escape(start) + ".*?" + re.escape(end), text, re.DOTALL)
-        assert found, f"{readme} has no marks for {name}"
+        [page] = (page for page in pages.glob("*.md") if start in page.read_text())
+        before, _, rest = page.read_text().partition(start)
+        after = rest.partition(end)[2]
         table = TABLES[name](recorded(name, store)) if name in TABLES else MEASURED_TABLES[name]()
-        parts = "\n\n".join([table, *footnotes(name, store)])
-        text = text.replace(found[0], f"{start}{parts}\n{end}")
-    readme.write_text(text)
+        shown = "\n\n".join([table, *footnotes(name, store)])
+        page.write_text(f"{before}{start}{shown}\n{end}{after}")
 
 
 def recorded(study: str, store: Store) -> list[Section]:
@@ -136,9 +135,9 @@ def is_small(group: RunGroup, section: Section) -> bool:
 
 
 def called(group: RunGroup, section: Section) -> str:
-    """What a table calls a group: widths are said of small agents alone."""
+    """What a table calls a group, in short: its settings by their last names, and widths of small agents alone."""
     if not group.dense or is_small(group, section):
-        return group.label
+        return re.sub(r"prune\.(limits\.(component\.)?)?", "", group.label)
     return f"{group.kind} (going on)" if group.settings.get("init_from") else group.kind
 
 

@@ -7,6 +7,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,13 @@ def trial(*line: object, scores: bool = False, after: Trial | None = None) -> Tr
     """A trial from `TASK --setting value ...`."""
     start = ("--init-from", str(after.folder.path)) if after else ()
     said = tuple(map(str, (*line, *start)))
-    return Trial(said, parse_training(["train", *said]), scores, after)
+    return Trial(said, _settings(said), scores, after)
+
+
+@cache
+def _settings(words: tuple[str, ...]) -> AnyTrainConfig:
+    """Read once: a study's thousand lines are asked for again and again, and each takes tyro a while."""
+    return parse_training(["train", *words])
 
 
 def of_sweep(name: str) -> list[Trial]:

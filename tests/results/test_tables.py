@@ -11,7 +11,7 @@ from results import measurements, run, tables
 from results.markdown import cell
 from results.measurements import control, robustness, sensitivity
 from results.store import HERE, Store
-from results.tables import README, each_group, is_small, matrix, write
+from results.tables import ANSWERS, each_group, is_small, matrix, write
 from tdmpc_prune.analysis.report.groups import sections
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.statistics import Estimate
@@ -206,29 +206,34 @@ def test_sensitivity_over_seeds(monkeypatch):
     assert sensitivity("harder") == []
 
 
-def test_the_readme_shows_what_is_recorded(tmp_path, monkeypatch):
-    """`make results ARGS="--jobs 0"` leaves it as it is."""
-    monkeypatch.setattr(run, "MEASURED", README.parent / "measured")
-    copy = tmp_path / "README.md"
-    shutil.copy(README, copy)
+def test_the_pages_show_what_is_recorded(tmp_path, monkeypatch):
+    """`make results ARGS="--jobs 0"` leaves them as they are."""
+    monkeypatch.setattr(run, "MEASURED", ANSWERS.parent / "measured")
+    copy = tmp_path / "answers"
+    shutil.copytree(ANSWERS, copy)
     write(Store(HERE), copy)
-    assert copy.read_text() == README.read_text()
+    for page in ANSWERS.glob("*.md"):
+        assert (copy / page.name).read_text() == page.read_text()
 
 
 def test_a_table_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    marks = "".join(f"a\n<!-- {n} -->\nold\n<!-- /{n} -->\nb\n" for n in ("agent", "validity"))
-    readme.write_text(marks)
-    monkeypatch.setattr(tables, "STUDIES", {n: tables.STUDIES[n] for n in ("agent", "validity")})
-    write(Store(tmp_path / "nothing"), readme)
-    assert readme.read_text() == marks.replace("old", "Nothing is recorded yet.")
+    pages = {name: tmp_path / f"{name}.md" for name in ("agent", "validity")}
+    marks = {n: f"a\n<!-- {n} -->\nold \\1\n<!-- /{n} -->\nb\n" for n in pages}
+    for name, page in pages.items():
+        page.write_text(marks[name])
+    monkeypatch.setattr(tables, "STUDIES", {name: tables.STUDIES[name] for name in pages})
+    write(Store(tmp_path / "nothing"), tmp_path)
+    for name, page in pages.items():
+        assert page.read_text() == marks[name].replace("old \\1", "Nothing is recorded yet.")
 
 
-def test_every_figure_of_the_readmes_is_there():
-    for readme in (README, README.parents[1] / "README.md"):
-        figures = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
-        assert figures
-        assert all((readme.parent / figure).is_file() for figure in figures)
+def test_what_pages_link_to_is_there():
+    root = ANSWERS.parents[1]
+    for page in (root / "README.md", root / "results" / "README.md", *ANSWERS.glob("*.md")):
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        assert all((page.parent / link).exists() for link in links), page
+    readme = (root / "results" / "README.md").read_text()
+    assert all(f"(answers/{page.name})" in readme for page in ANSWERS.glob("*.md"))
 
 
 def test_returns_in_other_worlds_over_seeds(tmp_path, monkeypatch):
