@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tyro
 
-from results import figures, tables
+from results import figures, headline, tables
 from results.run import Measurement, Runner, missing
 from results.store import Store
 from results.studies import STUDIES
@@ -51,7 +51,9 @@ def main(options: Options) -> int:
     todo = (everything if options.again else missing(asked, store))[: options.most]
     if options.dry_run:
         for one in todo:
-            print("measure" if isinstance(one, Measurement) else "train  ", one.name)
+            before = one.overtaken if isinstance(one, Measurement) else store.overtaken(one.name)
+            reason = f" (recorded before {before.what})" if before else ""
+            print("measure" if isinstance(one, Measurement) else "train  ", one.name + reason)
         print(f"{len(todo)} of {len(everything)} are to be made")
         return 0
     try:
@@ -60,6 +62,7 @@ def main(options: Options) -> int:
         failures = ["stopped: the same command goes on"]
         print(*failures, file=sys.stderr)
     tables.write(store)
+    headline.write(store)
     figures.write(store)
     return 1 if failures else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
@@ -28,3 +29,16 @@ def cell(found: Estimate | None, digits: int = 0, seeds: int | None = None) -> s
     if seeds != 1:
         text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return text if seeds is None else f"{text} ({seeds})"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a table that is written anew."""
+    return f"<!-- {name} -->\n", f"<!-- /{name} -->"
+
+
+def put(page: Path, name: str, table: str) -> None:
+    """Writes a table between its marks, in place of what stood there."""
+    start, end = marks(name)
+    before, found, rest = page.read_text().partition(start)
+    assert found, f"{page} has no marks for {name}"
+    page.write_text(f"{before}{start}{table}\n{end}{rest.partition(end)[2]}")

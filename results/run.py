@@ -138,7 +138,10 @@ class Runner:
             own = self.at_work.setdefault(trial.name, threading.Lock())
         with own:  # others may start from it, too
             if old := trial.overtaken:
-                trial.folder.path.rename(f"{trial.folder.path}-before-{old.commit}")
+                aside = Path(f"{trial.folder.path}-before-{old.commit}")
+                if aside.exists():
+                    return f"{trial.folder.path} and {aside} are both of earlier code: move one away"
+                trial.folder.path.rename(aside)
             if trial.made:
                 return None
             process = TrialProcess(

@@ -45,8 +45,9 @@ class Store:
         return any(row["run"] == name for row in _read(self.folder / f"{task}-importance.csv"))
 
     def overtaken(self, name: str) -> Revision | None:
-        """The change of the code that would give a recorded run other numbers today; None if it is of today's."""
-        return overtaken(self.entries[name]["config"], self.entries[name].get("commit"))
+        """The change of the code that would give a recorded run other numbers today; None if there is none."""
+        entry = self.entries.get(name)
+        return overtaken(entry["config"], entry.get("commit")) if entry else None
 
     def add(self, run: Path, *, scores: bool = False) -> str:
         """Records a finished run folder, in place of an earlier run of the same name; returns the name."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from results.markdown import NOTHING, Row, cell, markdown
+from results.markdown import NOTHING, Row, cell, markdown, marks, put
 from results.measurements import MEASURED_TABLES, control, damage, sensitivity
 from results.run import Measurement
 from results.store import Store
@@ -29,13 +29,9 @@ PUBLISHED = Path(__file__).parent / "published_tdmpc.csv"
 def write(store: Store, pages: Path = ANSWERS) -> None:
     """Puts every study's table between its marks, on whichever page has them."""
     for name in STUDIES:
-        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        [page] = (page for page in pages.glob("*.md") if start in page.read_text())
-        before, _, rest = page.read_text().partition(start)
-        after = rest.partition(end)[2]
+        [page] = (page for page in pages.glob("*.md") if marks(name)[0] in page.read_text())
         table = TABLES[name](recorded(name, store)) if name in TABLES else MEASURED_TABLES[name]()
-        shown = "\n\n".join([table, *footnotes(name, store)])
-        page.write_text(f"{before}{start}{shown}\n{end}{after}")
+        put(page, name, "\n\n".join([table, *footnotes(name, store)]))
 
 
 def recorded(study: str, store: Store) -> list[Section]:
@@ -60,7 +56,7 @@ def footnotes(study: str, store: Store) -> list[str]:
         if isinstance(one, Measurement):
             before, name, seed = one.overtaken, f"measured/{one.name}.json", ""
         else:
-            before = store.overtaken(one.name) if store.has(one.name) else None
+            before = store.overtaken(one.name)
             name, _, seed = one.name.rpartition(" seed=")
         if before:
             seeds = found.setdefault(before.what, {}).setdefault(name, [])

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from results import measurements, run, tables
+from results import headline, measurements, run, tables
+from results.headline import README
 from results.markdown import cell
 from results.measurements import control, robustness, sensitivity
 from results.store import HERE, Store
@@ -209,11 +210,14 @@ def test_sensitivity_over_seeds(monkeypatch):
 def test_the_pages_show_what_is_recorded(tmp_path, monkeypatch):
     """`make results ARGS="--jobs 0"` leaves them as they are."""
     monkeypatch.setattr(run, "MEASURED", ANSWERS.parent / "measured")
-    copy = tmp_path / "answers"
+    copy, readme = tmp_path / "answers", tmp_path / "README.md"
     shutil.copytree(ANSWERS, copy)
+    shutil.copy(README, readme)
     write(Store(HERE), copy)
+    headline.write(Store(HERE), readme)
     for page in ANSWERS.glob("*.md"):
         assert (copy / page.name).read_text() == page.read_text()
+    assert readme.read_text() == README.read_text()
 
 
 def test_a_table_takes_the_place_of_the_one_before(tmp_path, monkeypatch):
