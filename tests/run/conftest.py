@@ -1,8 +1,12 @@
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 from small_runs import ARGUMENTS, Observed, observe, train_small
+
+from tdmpc_prune.errors import Interrupted
+from tdmpc_prune.signals import StopSignals
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: whoever tries the network fails at once
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
@@ -57,3 +61,19 @@ def undisturbed(tmp_path_factory) -> dict[str, Observed]:
 def finished(undisturbed) -> Path:
     """A finished run of cartpole-swingup; copy it to change it."""
     return undisturbed["cartpole"].path
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Makes the n-th check for signals, counted from 1, raise; 0: none."""
+
+    def at(n: int) -> None:
+        count = itertools.count(1)
+
+        def check(self):
+            if next(count) == n:
+                raise Interrupted("SIGTERM")
+
+        monkeypatch.setattr(StopSignals, "check", check)
+
+    return at

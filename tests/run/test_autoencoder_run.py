@@ -21,7 +21,6 @@ from tdmpc_prune.errors import Interrupted, UserError
 from tdmpc_prune.images import load_images
 from tdmpc_prune.pruning.pruner import LOGGED_CRITERIA
 from tdmpc_prune.reconstruction import Reconstruction
-from tdmpc_prune.signals import StopSignals
 
 SMALL = [
     *("autoencoder", *QUIET, "--steps", "60", "--eval-every", "20", "--log-every", "10"),
@@ -42,22 +41,6 @@ def whole(tmp_path_factory):
         paths[name] = tmp_path_factory.mktemp("autoencoder") / "run"
         run_small(arguments, paths[name])
     return paths
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Makes the n-th check for signals raise; 0: none."""
-
-    def at(n):
-        count = itertools.count(1)
-
-        def check(self):
-            if next(count) == n:
-                raise Interrupted("SIGTERM")
-
-        monkeypatch.setattr(StopSignals, "check", check)
-
-    return at
 
 
 # What a run writes

@@ -12,7 +12,6 @@ from small_runs import train_small as run_small
 
 from tdmpc_prune.cli import main
 from tdmpc_prune.errors import Interrupted
-from tdmpc_prune.signals import StopSignals
 
 DENSE = [*PENDULUM, "--prune.criterion", "none"]
 PRUNED = [
@@ -44,20 +43,6 @@ def dense_autoencoder(tmp_path_factory):
     path = tmp_path_factory.mktemp("dense autoencoder") / "run"
     run_small([*AUTOENCODER, "--prune.criterion", "none"], path)
     return path
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    def at(n):
-        count = itertools.count(1)
-
-        def check(self):
-            if next(count) == n:
-                raise Interrupted("SIGTERM")
-
-        monkeypatch.setattr(StopSignals, "check", check)
-
-    return at
 
 
 @pytest.fixture

@@ -21,25 +21,8 @@ from small_runs import (
 from small_runs import train_small as run_small
 
 from tdmpc_prune.errors import Interrupted
-from tdmpc_prune.signals import StopSignals
 
 TASKS = ["cartpole", "pendulum", "pruned"]
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Makes the n-th check for signals raise; 0: none."""
-
-    def at(n: int) -> None:
-        count = itertools.count(1)
-
-        def check(self):
-            if next(count) == n:
-                raise Interrupted("SIGTERM")
-
-        monkeypatch.setattr(StopSignals, "check", check)
-
-    return at
 
 
 @pytest.mark.parametrize("task", TASKS)

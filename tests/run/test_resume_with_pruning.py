@@ -70,22 +70,6 @@ def whole(tmp_path_factory):
     return runs
 
 
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the n-th check (1-based) for signals raise; 0: none."""
-
-    def at(n):
-        count = itertools.count(1)
-
-        def check(self):
-            if next(count) == n:
-                raise Interrupted("SIGTERM")
-
-        monkeypatch.setattr(StopSignals, "check", check)
-
-    return at
-
-
 def event_rows(folder):
     return [row for row in rows(folder) if "prune/event" in row]
 
@@ -176,22 +160,22 @@ STOPS = [
 
 
 @pytest.mark.parametrize(("name", "place", "share"), STOPS)
-def test_stopped_around_a_removal(name, place, share, whole, folder, stop_at, no_plot):
+def test_stopped_around_a_removal(name, place, share, whole, folder, interrupt, no_plot):
     path, labels = whole[name]
     found = [number for number, label in enumerate(labels, 1) if label == place]
-    stop_at(found[round(share * (len(found) - 1))])
+    interrupt(found[round(share * (len(found) - 1))])
     with pytest.raises(Interrupted):
         train_small(RUNS[name], folder)
     stored = json.loads((checkpoints(folder)[-1] / "state.json").read_text())
     assert bool(stored["event_row"]) == (place in ("removed", "evaluation after"))
     assert len(event_rows(folder)) < len(event_rows(path))
-    stop_at(0)
+    interrupt(0)
     train_small(RUNS[name], folder)
     assert_same_run(folder, path)
 
 
 @pytest.mark.parametrize("name", ["bayesian, global", "random, calibrated"])
-def test_stopped_in_every_event(name, whole, folder, stop_at, no_plot):
+def test_stopped_in_every_event(name, whole, folder, interrupt, no_plot):
     """In each of them before, in the calibration or after it, one sitting after the other."""
     path, _ = whole[name]
     places = itertools.cycle(["removed", "calibration", "evaluation after", "evaluation before"])
@@ -212,7 +196,7 @@ def test_stopped_in_every_event(name, whole, folder, stop_at, no_plot):
                 break
             except Interrupted:
                 sittings += 1
-    stop_at(0)
+    interrupt(0)
     train_small(RUNS[name], folder)
     assert sittings >= 1
     assert_same_run(folder, path)

@@ -17,7 +17,6 @@ from small_runs import PENDULUM, assert_same_run, rows, train_small
 from tdmpc_prune.cli import main
 from tdmpc_prune.config import WandbConfig
 from tdmpc_prune.errors import Interrupted
-from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.wandb_sink import wandb_mode
 
 
@@ -86,20 +85,6 @@ def test_disabled_by_the_environment_does_not_import_it(folder, monkeypatch, no_
     train_small(PENDULUM, folder, "--steps", "20", "--wandb.mode", "auto")
     assert not (folder / "wandb").exists()
     assert not (folder / "wandb_id.txt").exists()
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    def at(n):
-        count = itertools.count(1)
-
-        def check(self):
-            if next(count) == n:
-                raise Interrupted("SIGTERM")
-
-        monkeypatch.setattr(StopSignals, "check", check)
-
-    return at
 
 
 class Run:
