@@ -23,6 +23,8 @@ from tdmpc_prune.pruning.groups import Group, find_groups
 from tdmpc_prune.pruning.surgery import remove_units
 from tdmpc_prune.run import seeds
 
+MISSED = 0.1
+"""Of the return: what a part's units are missed by, if the agent should keep more of them."""
 Removal = Mapping[str, Tensor]
 """Units to remove, by group."""
 
@@ -58,6 +60,11 @@ class Part:
     def units(self) -> int:
         """Of all its groups."""
         return sum(group.units for group in self.groups)
+
+    @property
+    def coupling(self) -> bool:
+        """Whether several components read or write these units."""
+        return self.groups[0].coupling
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,23 @@ def sensitivity(
     finally:
         evaluator.close()
     return float(np.mean(whole)), found
+
+
+def switches(whole: float, found: Sequence[Spared]) -> list[str]:
+    """Switches of `train` by which parts give half as much whose loss costs `MISSED` of the return or more.
+
+    None if no part does, beyond the episodes' scatter, or if all do: then half is as good as alike.
+    """
+    missed = {
+        one.part.name: one.part
+        for one in found
+        if one.change.high < 0 and -one.change.value >= MISSED * abs(whole)
+    }
+    if len(missed) == len({one.part.name for one in found}):
+        return []
+    coupling = ["--prune.limits.coupling", "0.5"] if any(part.coupling for part in missed.values()) else []
+    own = [word for name, part in missed.items() if not part.coupling for word in (name, "0.5")]
+    return [*coupling, *(["--prune.limits.component", *own] if own else [])]
 
 
 def _batches(moment: Moment, seed: int) -> list[Batch]:

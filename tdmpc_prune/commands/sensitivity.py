@@ -13,6 +13,7 @@ from tdmpc_prune.commands.common import PICTURES, CommandConfig, formatted, save
 from tdmpc_prune.config import check_count, check_seed
 from tdmpc_prune.places import check_file
 from tdmpc_prune.pruning.config import Compensation, Criterion, PruneConfig
+from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +34,9 @@ NOTES = (
 class SensitivityConfig(CommandConfig):
     """Cuts one component, or one coupling group, of a stored agent at a time: whose units does the controller need?
 
-    What is found may hint where `train` should take less: `--prune.limits.component NAME COEFFICIENT`,
-    `--prune.limits.coupling COEFFICIENT`. An agent that learns on makes up for some of it. Cost at laptop size on
-    one core: parts x shares x episodes, by default 4 to 12 minutes.
+    Ends with the switches by which `train` takes half as much where a tenth of the return or more was lost. An agent
+    that learns on makes up for some of it. Cost at laptop size on one core: parts x shares x episodes, by default 4
+    to 12 minutes.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -78,7 +79,7 @@ def run(config: SensitivityConfig) -> int:
     from tqdm import tqdm
 
     from tdmpc_prune import checkpoint
-    from tdmpc_prune.analysis.sensitivity import Settings, parts, sensitivity
+    from tdmpc_prune.analysis.sensitivity import Settings, parts, sensitivity, switches
     from tdmpc_prune.analysis.validity import load_moment
 
     if config.plot is not None:
@@ -112,6 +113,7 @@ def run(config: SensitivityConfig) -> int:
         "return": whole,
         "notes": list(NOTES),
         "parts": [_as_json(one) for one in found],
+        "switches": switches(whole, found),
     }
     if config.json:
         show(result, as_json=True)
@@ -149,6 +151,9 @@ def _show_tables(result: dict[str, Any]) -> None:
     print()
     for note in result["notes"]:
         print(f"- {note}")
+    if result["switches"]:
+        line = " ".join(["tdmpc-prune train", printable(result["task"]), *result["switches"]])
+        print(f"\nTo spare by half what a tenth of the return or more is lost with:\n  {line}")
 
 
 def _draw(result: dict[str, Any]) -> Figure:

@@ -11,8 +11,10 @@ from scipy import stats
 
 from tdmpc_prune.analysis import sensitivity as module
 from tdmpc_prune.analysis import validity
-from tdmpc_prune.analysis.sensitivity import Settings, lowest, parts, sensitivity
+from tdmpc_prune.analysis.sensitivity import Settings, Spared, lowest, parts, sensitivity, switches
+from tdmpc_prune.analysis.statistics import Estimate
 from tdmpc_prune.analysis.validity import load_moment
+from tdmpc_prune.arguments import parse_training
 from tdmpc_prune.cli import main
 from tdmpc_prune.commands.sensitivity import _draw
 from tdmpc_prune.evaluate import Evaluator
@@ -220,6 +222,51 @@ def test_a_fall_beyond_doubt_is_marked(sure, runs, capsys, monkeypatch, tmp_path
     found = {one["part"]: one for one in json.loads(capsys.readouterr().out)["parts"]}
     assert found["policy"]["change"] < 0
     assert found["policy"]["change_low"] is found["policy"]["change_high"] is None
+
+
+def told(*falls, whole=200.0):
+    """What `switches` makes of (part, change, upper end of its interval)."""
+    known = {part.name: part for part in parts(find_groups(small_agent()))}
+    made = [
+        Spared(known[name], share, 1, 1, whole + change, Estimate(change, change - 9, high))
+        for name, change, high in falls
+        for share in (0.2, 0.4)
+    ]
+    return switches(whole, made)
+
+
+def test_switches_spare_what_is_missed_by_a_tenth_and_beyond_doubt():
+    falls = [
+        ("encoder", -20.0, -1.0),  # a tenth
+        ("dynamics", -150.0, -90.0),
+        ("reward", -19.0, -1.0),  # less
+        ("policy", -60.0, 0.5),  # perhaps by chance
+        ("q1", 30.0, 40.0),
+    ]
+    own = ["--prune.limits.component", "encoder", "0.5", "dynamics", "0.5"]
+    assert told(*falls) == own
+    assert told(*falls, ("latent", -100.0, -80.0)) == ["--prune.limits.coupling", "0.5", *own]
+    assert told(("latent", -100.0, -80.0), *falls[2:]) == ["--prune.limits.coupling", "0.5"]
+    assert told(*falls, whole=-200.0) == own
+    assert told(*falls[2:]) == []
+    assert told(*falls[:2]) == []  # all alike
+    assert told(("q1", -100.0, np.nan), ("q2", 0.0, np.nan)) == []  # a single episode
+
+
+def test_the_command_ends_with_what_to_type(runs, capsys, monkeypatch):
+    monkeypatch.setattr(validity, "Evaluator", Falling)
+    monkeypatch.setattr(module, "MISSED", 0.01)
+    arguments = ["sensitivity", str(runs["dense"]), *QUICK, "--shares", "0.5"]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["switches"] == ["--prune.limits.component", "policy", "0.5"]
+    assert main(arguments) == 0
+    *_, heading, line = capsys.readouterr().out.splitlines()
+    assert heading == "To spare by half what a tenth of the return or more is lost with:"
+    program, *words = line.split()
+    assert program == "tdmpc-prune"
+    config = parse_training(words)
+    assert config.task == "cartpole-swingup"
+    assert config.prune.limits.component == {"policy": 0.5}
 
 
 def test_the_picture_holds_every_return():
