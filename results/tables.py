@@ -66,7 +66,7 @@ def footnotes(study: str, store: Store) -> list[str]:
 
 def _listed(runs: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(
-        f"`{name}`" + (f" ({', '.join(seeds)})" if seeds else "") for name, seeds in runs.items()
+        f"`{name}`" + (f" (seed {', '.join(seeds)})" if seeds else "") for name, seeds in runs.items()
     )
 
 

@@ -130,7 +130,7 @@ def test_tables_say_what_is_of_earlier_code(revision, tmp_path, monkeypatch):
     assert tables.footnotes("some", store) == []
     for one in list(work())[:-1]:
         store.entries[one.name] = entry(one, NEW if one.config.seed == 2 else OLD)
-    seeds = "`cartpole-swingup taylor uniform 0.8` (1, 3)"
+    seeds = "`cartpole-swingup taylor uniform 0.8` (seed 1, 3)"
     assert tables.footnotes("some", store) == [f"Made before units were counted: {seeds}."]
     look.file.parent.mkdir()
     look.file.write_text(json.dumps({"trainings": [look.trials[0].name], "commit": OLD}))
