@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from results.markdown import Row, markdown, put
 from results.store import Store
 from results.studies import CARTPOLE, SEEDS, dense, pruned, small
-from results.tables import came_to, largest_fall, window_share
+from results.tables import came_to, footnotes, largest_fall, window_share
 from results.trials import Trial
 from tdmpc_prune.analysis.report.groups import sections
 from tdmpc_prune.analysis.report.runs import read_runs
@@ -34,17 +35,20 @@ ROWS: dict[str, Callable[[int], Trial]] = {
 
 
 def write(store: Store, readme: Path = README) -> None:
-    """Puts the table between its marks."""
-    put(readme, "headline", table(store))
+    """Puts the table between its marks, and below it what is of earlier code."""
+    made = {said: [make(seed) for seed in SEEDS[:3]] for said, make in ROWS.items()}
+    shown = [markdown(rows(made, store)), *footnotes(chain(*made.values()), store)]
+    put(readme, "headline", "\n\n".join(shown))
 
 
-def table(store: Store) -> str:
-    """A row for each of `ROWS` that is recorded."""
-    found = {said: [make(seed).name for seed in SEEDS[:3]] for said, make in ROWS.items()}
-    whole = found["dense"]
-    return markdown(
-        [_row(said, names, whole, store) for said, names in found.items() if all(map(store.has, names))]
-    )
+def rows(made: Mapping[str, Sequence[Trial]], store: Store) -> list[Row]:
+    """A row for what is recorded of each of `ROWS`."""
+    found = {said: [trial.name for trial in trials] for said, trials in made.items()}
+    return [
+        _row(said, names, found["dense"], store)
+        for said, names in found.items()
+        if all(map(store.has, names))
+    ]
 
 
 def _row(said: str, names: list[str], whole: list[str], store: Store) -> Row:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from results.markdown import NOTHING, Row, cell, markdown, marks, put
 from results.measurements import MEASURED_TABLES, control, damage, sensitivity
-from results.run import Measurement
+from results.run import Measurement, Work
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
 from results.trials import Trial
@@ -31,7 +31,7 @@ def write(store: Store, pages: Path = ANSWERS) -> None:
     for name in STUDIES:
         [page] = (page for page in pages.glob("*.md") if marks(name)[0] in page.read_text())
         table = TABLES[name](recorded(name, store)) if name in TABLES else MEASURED_TABLES[name]()
-        put(page, name, "\n\n".join([table, *footnotes(name, store)]))
+        put(page, name, "\n\n".join([table, *footnotes(STUDIES[name].work(), store)]))
 
 
 def recorded(study: str, store: Store) -> list[Section]:
@@ -49,10 +49,10 @@ def recorded_names(study: str, store: Store) -> list[str]:
     return list(dict.fromkeys(one.name for one in trials if store.has(one.name)))
 
 
-def footnotes(study: str, store: Store) -> list[str]:
-    """What a study's tables show that today's code would give other numbers, a sentence for each reason."""
+def footnotes(work: Iterable[Work], store: Store) -> list[str]:
+    """What a table of this work shows that today's code would give other numbers, a sentence for each reason."""
     found: dict[str, dict[str, list[str]]] = {}
-    for one in STUDIES[study].work():
+    for one in work:
         if isinstance(one, Measurement):
             before, name, seed = one.overtaken, f"measured/{one.name}.json", ""
         else:

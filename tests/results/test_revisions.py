@@ -12,7 +12,6 @@ from results import revisions, tables
 from results.revisions import REVISIONS, Revision, overtaken
 from results.run import Measurement, Runner, missing
 from results.store import Store
-from results.studies import STUDIES, Study
 from results.trials import trial
 from tdmpc_prune.run_folder import to_json
 
@@ -117,7 +116,7 @@ def test_a_run_of_earlier_code_is_laid_aside(revision, tmp_path):
     assert json.loads((aside / "config.json").read_text())["commit"] == OLD
 
 
-def test_tables_say_what_is_of_earlier_code(revision, tmp_path, monkeypatch):
+def test_tables_say_what_is_of_earlier_code(revision, tmp_path):
     def work():
         for seed in (1, 2, 3):
             yield trial("cartpole-swingup", "--seed", seed)
@@ -125,15 +124,14 @@ def test_tables_say_what_is_of_earlier_code(revision, tmp_path, monkeypatch):
         yield look
 
     look = Measurement("look", ("evaluate",), (trial("cartpole-swingup"),))
-    monkeypatch.setitem(STUDIES, "some", Study("?", work))
     store = Store(tmp_path)
-    assert tables.footnotes("some", store) == []
+    assert tables.footnotes(work(), store) == []
     for one in list(work())[:-1]:
         store.entries[one.name] = entry(one, NEW if one.config.seed == 2 else OLD)
     seeds = "`cartpole-swingup taylor uniform 0.8` (seed 1, 3)"
-    assert tables.footnotes("some", store) == [f"Made before units were counted: {seeds}."]
+    assert tables.footnotes(work(), store) == [f"Made before units were counted: {seeds}."]
     look.file.parent.mkdir()
     look.file.write_text(json.dumps({"trainings": [look.trials[0].name], "commit": OLD}))
-    assert tables.footnotes("some", store) == [
+    assert tables.footnotes(work(), store) == [
         f"Made before units were counted: {seeds}; `measured/look.json`."
     ]
