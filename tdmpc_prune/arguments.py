@@ -136,8 +136,26 @@ def _options(arguments: Sequence[str]) -> list[str]:
         if parts:
             words += [f"--{name}", *map(str, parts)]
     for name in TABLES:
+        words = _task_first(name, words)
         _check_table(name, words)
     return words if task is None else _with_task(words, task)
+
+
+def _task_first(table: str, words: list[str]) -> list[str]:
+    """The line with a task that stands behind a table's pairs, where tyro would take it for theirs, in its place."""
+    if f"--{table}" not in words or not words[1].startswith("-"):
+        return words
+    first = words.index(f"--{table}") + 1
+    said = _said(words[first:])
+    if len(said) == 1 or len(said) % 2 == 0:
+        return words
+    last = first + len(said) - 1
+    return [words[0], words[last], *words[1:last], *words[last + 1 :]]
+
+
+def _said(words: Sequence[str]) -> list[str]:
+    """The words before the next option."""
+    return list(itertools.takewhile(lambda word: not word.startswith("--"), words))
 
 
 def _check_table(name: str, words: Sequence[str]) -> None:
@@ -146,10 +164,7 @@ def _check_table(name: str, words: Sequence[str]) -> None:
         option, _, value = word.partition("=")
         if option != f"--{name}":
             continue
-        said = [value] if value else []
-        said += itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
-        if len(said) % 2 and len(said) > 1 and words[1].startswith("-"):
-            said.pop()  # the task
+        said = [*([value] if value else []), *_said(words[place + 1 :])]
         names, numbers = said[::2], said[1::2]
         pairs = len(names) == len(numbers) == len(set(names)) > 0
         if value or not pairs or not all(map(_is_number, numbers)):

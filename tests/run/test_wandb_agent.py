@@ -103,6 +103,15 @@ def test_a_resumed_trial_is_given_all_its_settings(form, before, tmp_path):
     assert parse(command(form, parameters, tmp_path, *before)) == config
 
 
+@pytest.mark.parametrize("after", [[], ["--seed", "2"]])
+@pytest.mark.parametrize("task", ["cartpole-swingup", "autoencoder"])
+def test_a_task_behind_coefficients(task, after):
+    words = ["--prune.limits.component", "encoder", "0.5", "q1", "0"]
+    assert parse(["train", "--steps=40000", *words, task, *after]) == parse(
+        ["train", task, "--steps=40000", *words, *after]
+    )
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_autoencoder_too(form, tmp_path):
     config = parse(["train", "autoencoder", "--steps", "100", "--agent.code-dim", "7"])
