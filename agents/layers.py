@@ -131,8 +131,11 @@ def _parse(modules: Sequence[nn.Module | None]) -> list[Layer] | None:
         linear, norm, elu = rest.pop(0), None, False
         if [type(module) for module in rest[:2]] == [nn.LayerNorm, nn.Tanh]:
             norm, _ = rest.pop(0), rest.pop(0)
+            if norm.weight is None or norm.bias is None:
+                return None
         elif rest:
-            elu = type(rest.pop(0)) is nn.ELU
+            other = rest.pop(0)
+            elu = type(other) is nn.ELU and other.alpha == 1
             if not elu:
                 return None
         if type(linear) is not nn.Linear or linear.bias is None:

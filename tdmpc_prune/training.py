@@ -16,7 +16,7 @@ from agents.gradients import NonFiniteGradients
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.updates import Updates
 from agents.tdmpc.world_model import architecture
-from envs import TASKS, SimulatorError, make_env
+from envs import SimulatorError, make_env
 from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis.dip import dip
 from tdmpc_prune.checked import check_shape
@@ -294,10 +294,9 @@ def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
             f"agent.horizon is {agent.horizon}, but an episode of {config.task} has {longest} agent steps "
             "at most: lower it"
         )
-    # Gymnasium's tasks may be meant to end early; DMControl's go on to the end.
-    certain, rows = TASKS[config.task].suite == "dmcontrol", config.envs * (longest + agent.horizon)
-    if certain and agent.replay.capacity < rows:
+    rows = config.envs * (longest + agent.horizon)
+    if agent.replay.capacity < rows:
         raise UserError(
-            f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings {rows} rows at once: "
+            f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings up to {rows} rows at once: "
             "raise it"
         )

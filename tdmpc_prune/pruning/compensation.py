@@ -24,6 +24,9 @@ from tdmpc_prune.pruning.groups import Group, Prunable
 
 BATCHES = 2
 """Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
+DEAD = 1e-3
+"""Inputs that vary less than this, as a share of what all do on average, count in the ridge as if they varied so much:
+where all that stays is nearly dead, chance would be taken for a law, and weights would be thousands."""
 
 Place = tuple[str, str]
 """Component and layer."""
@@ -50,7 +53,7 @@ class Regression:
 
     def __init__(self) -> None:
         self.count = 0
-        self.means = self._scatter = torch.zeros(())
+        self.means = self._scatter = self._spread = torch.zeros(())
 
     def add(self, x: Tensor, y: Tensor | None = None) -> None:
         """Takes rows [N, K] and [N, M] into account."""
@@ -60,6 +63,7 @@ class Regression:
         if not self.count:
             self.means = torch.zeros(both.shape[1], dtype=torch.float64, device=x.device)
             self._scatter = torch.zeros(x.shape[1], both.shape[1], dtype=torch.float64, device=x.device)
+            self._spread = torch.zeros_like(self.means)
         count, inputs = len(both), x.shape[1]
         mean = both.mean(0)
         centred = both - mean
@@ -67,6 +71,7 @@ class Regression:
         # Products of centred float32 numbers: the ridge is far more than they err.
         self._scatter += (centred[:, :inputs].t() @ centred).double()
         self._scatter += torch.outer(step[:inputs], step) * (self.count * count / total)
+        self._spread += centred.square().sum(0).double() + step.square() * (self.count * count / total)
         self.means += step * (count / total)
         self.count = total
 
@@ -80,19 +85,24 @@ class Regression:
         """Of x [K, K], in float64."""
         return self._scatter[:, : len(self._scatter)] / self.count
 
-    def fit(self, ridge: float) -> tuple[Tensor, Tensor]:
+    def fit(self, ridge: float, *, constant: bool = True) -> tuple[Tensor, Tensor]:
         """y from x: matrix [M, K] and constant [M].
 
         Args:
             ridge: added to the variances of x, as a share of their mean: what hardly varies tells of nothing.
+            constant: whether there may be one; if not, it is 0, and squares are in place of variances.
         """
         inputs, within = len(self._scatter), self.covariance
-        across = self._scatter[:, inputs:] / self.count
-        extra = ridge * within.diagonal().mean() + torch.finfo(torch.float64).tiny
+        across, spread = self._scatter[:, inputs:] / self.count, self._spread / self.count
+        x, y = self.means.tensor_split([inputs])
+        if not constant:
+            within, across = within + torch.outer(x, x), across + torch.outer(x, y)
+            spread = spread + self.means.square()
+        share = torch.maximum(within.diagonal().mean(), DEAD * spread.mean())
+        extra = ridge * share + torch.finfo(torch.float64).tiny
         eye = torch.eye(inputs, dtype=within.dtype, device=within.device)
         matrix = torch.linalg.solve(within + extra * eye, across).t()
-        x, y = self.means.tensor_split([inputs])
-        return matrix, y - matrix @ x
+        return matrix, y - matrix @ x if constant else torch.zeros_like(y)
 
 
 class _Reader:
@@ -116,7 +126,8 @@ class _Reader:
 
     def stand_in(self, ridge: float) -> StandIn:
         """The best one."""
-        matrix, constant = self.seen.fit(ridge)
+        has_bias = getattr(self.module, "bias", None) is not None
+        matrix, constant = self.seen.fit(ridge, constant=has_bias)
         wide = matrix.new_zeros(len(self.missing), self.width)
         wide[:, self.kept] = matrix
         return StandIn(self.missing, wide, constant)

@@ -152,7 +152,7 @@ def _with_names(groups: list[Group]) -> list[Group]:
 @contextmanager
 def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
     """Evaluation mode and gradients for all; what was set before, and random numbers, come back."""
-    holder = nn.ModuleDict(components)
+    holder = nn.ModuleList(components.values())  # a dictionary of modules refuses names such as "values"
     modes = {module: module.training for module in holder.modules()}
     frozen = [p for p in holder.parameters() if not p.requires_grad]
     holder.eval().requires_grad_(True)  # the graph is read off the gradients' path
@@ -173,7 +173,7 @@ def _trace(
     try:
         trace()  # what it raises must not leave torch-pruning's hooks behind
         graph.build_dependency(
-            nn.ModuleDict(components),
+            nn.ModuleList(components.values()),
             example_inputs=torch.zeros(1),
             forward_fn=lambda *_: trace(),
             verbose=False,
@@ -186,12 +186,22 @@ def _trace(
 def _check_positions(
     group: Group, trace: Callable[[], Sequence[Tensor]], places: Mapping[nn.Module, tuple[str, str]]
 ) -> None:
-    """Marks a group's first and last unit with NaN, which has to arrive where its members say, and nowhere else.
+    """Marks a group's first unit with NaN, then its last one: it has to arrive where members say, and nowhere else.
 
-    The traced graph does not see constants: after cat([action, z]) it takes the actions' columns for z's.
+    The traced graph does not see constants: after cat([action, z]) it takes the actions' columns for z's. Nor does it
+    see that z.flip(-1) has units change places.
     """
-    ends = [0, group.units - 1]
-    expected = {(m.module, m.role): set(m.index[ends].tolist()) for m in group.members}
+    for unit in dict.fromkeys((0, group.units - 1)):
+        _check_position(group, unit, trace, places)
+
+
+def _check_position(
+    group: Group,
+    unit: int,
+    trace: Callable[[], Sequence[Tensor]],
+    places: Mapping[nn.Module, tuple[str, str]],
+) -> None:
+    expected = {(m.module, m.role): {int(m.index[unit])} for m in group.members}
     arrived: dict[nn.Module, set[int]] = {module: set() for module in places}
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -219,7 +229,7 @@ def _check_positions(
         reads = expected.get((module, "norm")) or expected.get((module, "in")) or set()
         if arrived[module] != reads:
             raise TraceError(
-                f"units {ends} of {group.name} reach {_place(*places[module])} at {sorted(arrived[module])}, not "
+                f"unit {unit} of {group.name} reaches {_place(*places[module])} at {sorted(arrived[module])}, not "
                 f"{sorted(reads)}: only layers may mix units, and torch.cat takes one of them first, constants after it"
             )
 

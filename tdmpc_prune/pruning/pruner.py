@@ -134,7 +134,7 @@ class Pruner:
             measure: from units to remove, by group, to the return without them; {}: of the whole.
         """
         whole = measure({})
-        curves: dict[str, Curve] = {}
+        curves: dict[str, tuple[list[int], list[float]]] = {}
         state = self.tracker.state_dict()
         scores = self.tracker.scores(self._criterion)
         # `random` draws: the removal is to draw the same, also where a measurement was interrupted.
@@ -142,16 +142,20 @@ class Pruner:
         for group in self.groups:
             order = torch.argsort(scores[group.name].cpu(), stable=True)
             counts = sorted({min(round(s * group.units), group.units - 1) for s in SHARES} - {0})
-            drops = [max(whole - measure({group.name: order[:n]}), 0.0) for n in counts]
-            curves[group.name] = Curve(
+            curves[group.name] = counts, [max(whole - measure({group.name: order[:n]}), 0.0) for n in counts]
+        # One for all groups: where returns are below 0, what each loses at most would say nothing of the others.
+        full = max(whole, 0.0, *(drop for _, drops in curves.values() for drop in drops))
+        self.curves = {
+            group.name: Curve(
                 width=group.units,
-                shares=(0.0, *(n / group.units for n in counts)),
-                drops=(0.0, *drops),
-                full=max(whole, *drops, 0.0),
+                shares=(0.0, *(n / group.units for n in curves[group.name][0])),
+                drops=(0.0, *curves[group.name][1]),
+                full=full,
             )
-        self.curves = curves
+            for group in self.groups
+        }
         self.calibrations = self._calibrations_by(step)
-        return 1 + sum(len(c.shares) - 1 for c in curves.values())
+        return 1 + sum(len(counts) for counts, _ in curves.values())
 
     def stand_ins(self, removal: Mapping[str, Tensor], forward: Callable[[], object]) -> StandIns:
         """What layers take over of what they lose in a removal, seen while `forward` runs the agent on real data.
@@ -292,7 +296,7 @@ class Pruner:
             "prune/events": self.events,
             "prune/params": self.size.parameters(widths),
             "prune/macs": self.size.macs(widths),
-            **{f"prune/sparsity/{name}": 1 - now[name] / first[name] for name in first},
+            **{f"prune/sparsity/{name}": 1 - now[name] / count for name, count in first.items() if count},
             **{f"prune/width/{name}": width for name, width in widths.items()},
         }
 

@@ -24,10 +24,12 @@ def remove_units(
     over what they can of what they lose (see `compensation`).
 
     Raises:
-        ValueError: a position is out of range, or a group would lose all units; nothing is changed.
+        ValueError: a position is out of range, a group would lose all units, or an optimiser keeps something of a
+            parameter that has another shape; nothing is changed.
         TraceError: what is left does not work; nothing is changed.
     """
     _check(groups, removal)
+    _check_moments(agent.optimizers())
     copies = (agent.components(), *agent.mirrors())
     former: list[tuple[nn.Module, str, object]] = []
 
@@ -89,6 +91,18 @@ def _check(groups: Sequence[Group], removal: Removal) -> None:
             raise ValueError(f"{name} has {units} units; cannot remove {removed.tolist()}")
         if len(removed.unique()) >= units:
             raise ValueError(f"{name} would lose all of its {units} units")
+
+
+def _check_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Refuses moments of other shapes than their parameter's: nobody here knows what of them is a unit's."""
+    for optimizer in optimizers:
+        for parameter, moments in optimizer.state.items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"{type(optimizer).__name__} keeps {name} {list(value.shape)} of a parameter "
+                        f"{list(parameter.shape)}: choose an optimiser whose moments have the shape of their parameter"
+                    )
 
 
 def _kept(groups: Sequence[Group], removal: Removal) -> dict[tuple[str, str, str], dict[int, Tensor]]:

@@ -133,9 +133,12 @@ def test_other_modules_are_called():
         (nn.ELU(), nn.Linear(33, 2)),
         (nn.Linear(33, 2), nn.LayerNorm(2)),
         (nn.Linear(33, 2, bias=False),),
+        (nn.Linear(33, 2), nn.ELU(alpha=0.3)),
+        (nn.Linear(33, 2), nn.LayerNorm(2, bias=False), nn.Tanh()),
+        (nn.Linear(33, 2), nn.LayerNorm(2, elementwise_affine=False), nn.Tanh()),
     ):
         assert MLP(*others)._layers() is None
-        assert MLP(*others)(x).shape == (3, 2)
+        assert torch.equal(MLP(*others)(x), nn.Sequential(*others)(x))
 
 
 def test_a_copy_is_a_network_of_its_own():

@@ -131,6 +131,39 @@ def test_a_layer_without_a_bias_takes_over_what_it_can(data):
     assert list(taken_over(layer, stand_in_of(data))) == ["weight"]
 
 
+def test_without_a_bias_it_is_numpys_regression_through_the_origin(data):
+    matrix, constant = seen(data).fit(PLAIN, constant=False)
+    solution = np.linalg.lstsq(data[:, KEPT], data[:, LOST.tolist()], rcond=None)[0]
+    np.testing.assert_allclose(matrix, solution.T, atol=1e-5)
+    assert not constant.any()
+
+
+def test_a_reader_without_a_bias_is_fitted_through_the_origin(data):
+    net, x = passing_on(), torch.tensor(data, dtype=torch.float32)
+    net[2] = nn.Linear(6, 2, bias=False)
+    agent = alone(net, inputs=6)
+    found = stand_ins(agent, find_groups(agent), {"net.0": LOST}, lambda: net(x), PLAIN)["net", "2"]
+    matrix, _ = seen(data + 100).fit(PLAIN, constant=False)
+    np.testing.assert_allclose(found.matrix[:, KEPT], matrix, atol=1e-3)
+    assert not found.constant.any()
+
+
+def test_what_is_nearly_dead_is_no_stand_in_for_what_is_alive():
+    """By chance alone it would be one, with weights of dozens."""
+    rng = np.random.default_rng(1)
+    x, y = (
+        torch.tensor(rng.normal(size=(500, n)) * s, dtype=torch.float32) for n, s in ((1, 1e-4), (5, 1.0))
+    )
+    found = Regression()
+    for part in (slice(0, 3), slice(3, 500)):
+        found.add(x[part], y[part])
+    within = np.var(x.numpy(), axis=0)
+    spread = np.var(np.column_stack([x, y]), axis=0).mean()
+    across = (x - x.mean(0)).numpy().T @ (y - y.mean(0)).numpy() / 500
+    np.testing.assert_allclose(found.fit(RIDGE)[0].T, across / (within + RIDGE * 1e-3 * spread), rtol=1e-4)
+    assert found.fit(RIDGE)[0].abs().max() < 0.1
+
+
 # After LayerNorm
 
 

@@ -216,7 +216,21 @@ def test_layers_without_a_bias():
     assert group.unit_parameters == 3 + 1 + 2
 
 
+def test_components_may_have_any_name():
+    values, dotted = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 5)), nn.Linear(5, 1)
+    nets = {"values": values, "a.b": dotted}
+    groups = find_groups(Foreign(lambda: [dotted(values(torch.zeros(1, 3)))], **nets))
+    assert [(g.name, g.units) for g in groups] == [("values.0", 4), ("latent", 5)]
+
+
 # Refusals
+
+
+class Reversed(nn.Module):
+    """Has units change places, which no trace shows."""
+
+    def forward(self, x):
+        return x.flip(-1)
 
 
 class Bare(nn.Module):
@@ -259,7 +273,11 @@ class Twice(nn.Module):
         (Twice(), "net.down does not follow net.up unit by unit"),
         (
             nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)),
-            r"units \[0, 3\] of net.0 reach net.2 at \[0, 1, 2, 3\], not \[0, 3\]: only layers may mix units",
+            r"unit 0 of net.0 reaches net.2 at \[0, 1, 2, 3\], not \[0\]: only layers may mix units",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), Reversed(), nn.Linear(4, 2)),
+            r"unit 0 of net.0 reaches net.2 at \[3\], not \[0\]",
         ),
         (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "nothing to prune"),
         (nn.Linear(4, 2), r"trace\(\) cannot be followed: RuntimeError: mat1 and mat2 shapes"),
@@ -282,7 +300,7 @@ def test_constants_before_a_network_s_outputs_are_refused():
     (latent,) = find_groups(Foreign(trace, encoder=encoder, head=head))
     assert latent.members[-1].index.tolist() == [0, 1, 2, 3]
     with pytest.raises(
-        TraceError, match=r"reach head at \[2, 5\], not \[0, 3\]: .*first, constants after it"
+        TraceError, match=r"unit 0 of encoder reaches head at \[2\], not \[0\]: .*first, constants after it"
     ):
         find_groups(Foreign(lambda: trace(-1), encoder=encoder, head=head))
     assert not [m for net in (encoder, head) for m in (*net._forward_hooks, *net._forward_pre_hooks)]

@@ -6,7 +6,8 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from test_groups import TWELVE
+from test_groups import TWELVE, Foreign
+from torch import nn
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
@@ -384,6 +385,25 @@ def test_returns_above_the_whole_or_below_zero(whole, masked, drops, full):
     assert pruner.sparsity > pruner.schedule.sparsity(350) - 0.01
 
 
+@pytest.mark.parametrize("whole", [100.0, 30.0, -5.0])
+def test_what_is_nearly_free_goes_first_whatever_the_return_is(whole):
+    pruner = make_pruner(allocation="calibrated", final=0.5, calibrations=1, events=2)
+    run(pruner, stop=499)
+
+    def costs(removal):
+        """Rewards cost next to nothing, everything else much."""
+        dear = not all(name.startswith("reward") for name in removal)
+        return whole - sum(len(units) for units in removal.values()) * (0.5 if dear else 0.002)
+
+    pruner.calibrate(500, costs)
+    assert len({curve.full for curve in pruner.curves.values()}) == 1
+    pruner.prune(500)
+    widths = pruner.widths
+    assert max(widths["reward.0"], widths["reward.2"]) < min(
+        width for name, width in widths.items() if not name.startswith("reward") and name != "latent"
+    )
+
+
 def test_a_calibration_that_is_due_cannot_be_left_out():
     pruner = make_pruner(allocation="calibrated")
     run(pruner, stop=349)
@@ -564,6 +584,17 @@ def test_metrics_by_hand():
         assert metrics[f"prune/sparsity/{name}"] == pytest.approx(1 - left / first[name])
     assert {n: metrics[f"prune/width/{n}"] for n in TWELVE} == w
     assert len(metrics) == 4 + 6 + 12
+
+
+def test_a_component_without_parameters_has_no_sparsity():
+    nets = {"body": nn.Linear(3, 4), "squash": nn.Tanh(), "head": nn.Linear(4, 2)}
+    agent = Foreign(lambda: [nets["head"](nets["squash"](nets["body"](torch.zeros(1, 3))))], **nets)
+    schedule = Schedule(kind="cosine", start=200, end=800, events=4, final=0.5)
+    metrics = Pruner(agent, PruneConfig(sparsity=0.5), schedule).metrics()
+    assert [name for name in metrics if name.startswith("prune/sparsity/")] == [
+        "prune/sparsity/body",
+        "prune/sparsity/head",
+    ]
 
 
 def test_importance_of_every_group_under_every_criterion():

@@ -345,6 +345,19 @@ def test_a_wrong_removal_changes_nothing(removal, reason, tdmpc):
     assert fingerprint(tdmpc) == before
 
 
+def test_moments_that_nobody_can_cut_are_refused():
+    agent = alone(nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)))
+    optimizer = torch.optim.Adafactor(agent.nets["net"].parameters())
+    agent._optimizers = [optimizer]
+    groups = find_groups(agent)
+    agent.nets["net"](torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    before = [p.clone() for p in agent.nets["net"].parameters()]
+    with pytest.raises(ValueError, match=r"Adafactor keeps row_var \[4, 1\] of a parameter \[4, 3\]"):
+        remove_units(agent, groups, {"net.0": torch.tensor([1])})
+    assert all(map(torch.equal, before, agent.nets["net"].parameters()))
+
+
 def test_a_unit_named_twice_goes_once(tdmpc):
     left = remove_units(tdmpc, find_groups(tdmpc), {"q1.0": torch.tensor([3, 3, 15])})
     assert {g.name: g.units for g in left}["q1.0"] == 14

@@ -112,6 +112,13 @@ WRONG = {
         [*TASK, "--threads", "1", "--agent.replay.capacity", "100", "--eval-episodes", "1"],
         "capacity",
     ),
+    "replay smaller than an episode that ends early, as a rule": (
+        [
+            *("train", "InvertedPendulum-v5", "--preset", "debug", "--threads", "1", "--eval-episodes", "1"),
+            *("--agent.replay.capacity", "500"),
+        ],
+        "up to 100",
+    ),
     "horizon longer than an episode": (
         [
             *(*TASK, "--threads", "1", "--steps", "1001", "--eval-episodes", "1", "--eval-every", "9999"),
