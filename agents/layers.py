@@ -131,7 +131,7 @@ def _parse(modules: Sequence[nn.Module | None]) -> list[Layer] | None:
         linear, norm, elu = rest.pop(0), None, False
         if [type(module) for module in rest[:2]] == [nn.LayerNorm, nn.Tanh]:
             norm, _ = rest.pop(0), rest.pop(0)
-            if norm.weight is None or norm.bias is None:
+            if None in (norm._parameters["weight"], norm._parameters["bias"]):  # type: ignore[union-attr]
                 return None
         elif rest:
             other = rest.pop(0)

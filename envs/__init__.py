@@ -1,4 +1,4 @@
-"""Simulators behind Gymnasium: DMControl and MuJoCo v5, with flat observations and actions in [-1, 1].
+"""Simulators behind Gymnasium: DMControl, MuJoCo v5 and your own, with flat observations and actions in [-1, 1].
 
 Importing this package imports neither Gymnasium nor a simulator; `make_env` does.
 
@@ -12,7 +12,7 @@ import operator
 from typing import TYPE_CHECKING
 
 from envs.compat import SimulatorError, check_simulators
-from envs.tasks import TASKS, Task, UnknownTaskError, resolve_task, task_names
+from envs.tasks import TASKS, Task, UnknownTaskError, find_task, resolve_task, task_names
 
 if TYPE_CHECKING:
     import gymnasium
@@ -24,6 +24,7 @@ __all__ = [
     "Task",
     "UnknownTaskError",
     "check_simulators",
+    "find_task",
     "make_env",
     "register_all",
     "resolve_task",
@@ -54,20 +55,22 @@ def make_env(
     (s, between two actions of the agent) and `max_episode_steps` (base steps).
 
     Args:
-        task: a name of `task_names()`, or dm_control's own spelling of it.
+        task: a name of `task_names()`, or dm_control's own spelling of it, or the id of an environment of one's own
+            (see `envs.registered`).
         seed: non-negative; seeds the construction (lqr draws its springs then), the first reset, and
             `action_space.sample()`.
         action_repeat: base steps for each action; None takes the task's own: DMControl 8 (cartpole),
             2 (walker, finger, dog, humanoid, humanoid_CMU) or 4; Gymnasium 1.
         render_mode: `"rgb_array"` makes `render()` return uint8 [H, W, 3]; None needs no OpenGL.
-        render_size: height and width of a frame, pixels.
+        render_size: height and width of a frame, pixels; an environment of one's own draws as it likes.
 
     Raises:
         UnknownTaskError: no task has this name.
         ValueError: `action_repeat` is below 1, `seed` below 0, or `render_mode` is another one.
-        SimulatorError: a simulator is missing or broken, or rendering is asked for and impossible.
+        SimulatorError: a simulator is missing or broken, rendering is asked for and impossible, or an environment of
+            one's own does not suit.
     """
-    entry = TASKS[resolve_task(task)]
+    entry = find_task(task)
     repeat = entry.action_repeat if action_repeat is None else operator.index(action_repeat)
     if repeat < 1:
         raise ValueError(f"action_repeat must be at least 1, got {repeat}")

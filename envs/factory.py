@@ -9,6 +9,7 @@ from gymnasium import spaces, wrappers
 
 from envs.dmcontrol import DMControlEnv
 from envs.mujoco import make_mujoco
+from envs.registered import make_registered, step_seconds, time_limit
 from envs.tasks import Task
 from envs.wrappers import ActionRepeat, Checked, Env, SeedFirstReset, TaskInfo
 
@@ -29,6 +30,12 @@ def build(
         env = base
         if base.max_episode_steps is None:
             env = wrappers.TimeLimit(env, max_episode_steps)
+    elif task.suite == "registered":
+        env = make_registered(task.domain, render_mode=render_mode)
+        physics_timestep = base_timestep = step_seconds(task.domain, env)
+        limit = time_limit(env)
+        assert limit is not None, task
+        max_episode_steps = limit
     else:
         env = make_mujoco(task.domain, render_mode=render_mode, render_size=render_size)
         physics_timestep = float(env.get_wrapper_attr("model").opt.timestep)
@@ -39,7 +46,7 @@ def build(
 
     env = ActionRepeat(env, action_repeat)
     env = wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    if isinstance(env.observation_space, spaces.Dict):
+    if isinstance(env.observation_space, spaces.Dict) or len(env.observation_space.shape or ()) != 1:
         env = wrappers.FlattenObservation(env)
     if env.observation_space.dtype != np.float32:
         with warnings.catch_warnings():  # of the lower precision, which is meant

@@ -10,8 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
+from envs.dmcontrol import DMControlEnv
 from envs.gl import without_gl
-from envs.perturbations import Perturbation
+from envs.perturbations import Perturbation, PerturbationError
 from envs.wrappers import Env, Wrapper
 
 with without_gl():
@@ -22,23 +23,32 @@ NOISE = 1
 
 
 def perturb(env: Env, perturbation: Perturbation) -> Env:
-    """The environment of `make_env` under a perturbation; its physics are changed in place, for good."""
+    """The environment of `make_env` under a perturbation; its physics are changed in place, for good.
+
+    Raises:
+        PerturbationError: it is one of physics that MuJoCo does not simulate.
+    """
     if perturbation.name == "noise":
         return ObservationNoise(env, perturbation.amount)
     if perturbation.name == "delay":
         return ActionDelay(env, int(perturbation.amount))
-    model, data = model_and_data(env)
+    found = model_and_data(env)
+    if found is None:
+        task = env.get_wrapper_attr("task")
+        raise PerturbationError(f"{perturbation}: MuJoCo does not simulate {task}: choose noise or delay")
+    model, data = found
     _SCALE[perturbation.name](model, perturbation.amount)
     mujoco.mj_setConst(model, data)  # what follows from masses: inverse weights, for one
     return env
 
 
-def model_and_data(env: gymnasium.Env[Any, Any]) -> tuple[mujoco.MjModel, mujoco.MjData]:
-    """MuJoCo's model and data behind an environment of `make_env`."""
+def model_and_data(env: gymnasium.Env[Any, Any]) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
+    """MuJoCo's model and data behind an environment of `make_env`; None if there are none."""
     base: Any = env.unwrapped
-    if hasattr(base, "physics"):
+    if isinstance(base, DMControlEnv):
         return base.physics.model.ptr, base.physics.data.ptr
-    return base.model, base.data
+    found = getattr(base, "model", None), getattr(base, "data", None)
+    return found if isinstance(found[0], mujoco.MjModel) and isinstance(found[1], mujoco.MjData) else None
 
 
 def broke_down(env: gymnasium.Env[Any, Any]) -> bool:
@@ -48,7 +58,9 @@ def broke_down(env: gymnasium.Env[Any, Any]) -> bool:
         mujoco.mjtWarning.mjWARN_BADQVEL,
         mujoco.mjtWarning.mjWARN_BADQACC,
     )
-    _, data = model_and_data(env)
+    if (found := model_and_data(env)) is None:
+        return False
+    _, data = found
     return any(data.warning[kind].number > 0 for kind in kinds)
 
 

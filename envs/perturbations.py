@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class PerturbationError(ValueError):
-    """A perturbation that does not exist, or an amount that it cannot have; the message is one line."""
+    """One that does not exist, an amount that it cannot have, or a world without it; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ class Simulator:
         self.env = env
         env.reset()
         self._dm_control = hasattr(env.unwrapped, "physics")
-        self.model, self.data = model_and_data(env)
+        found = model_and_data(env)
+        assert found is not None, env
+        self.model, self.data = found
         sizes = self.model.nq - self.model.nv, self.model.na
         assert sizes == (0, 0), sizes
         hinge = self.model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE

@@ -1,4 +1,7 @@
-"""The table of tasks: their names, aliases, and action repeats. Imports no simulator."""
+"""The table of tasks: their names, aliases, and action repeats. Imports no simulator.
+
+A name that is not in the table may be one that somebody has registered with Gymnasium; see `envs.registered`.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ class Task:
 
     name: str
     """Canonical name, e.g. `cup-catch`."""
-    suite: Literal["dmcontrol", "gymnasium"]
-    """The library that simulates it."""
+    suite: Literal["dmcontrol", "gymnasium", "registered"]
+    """The library that simulates it; `registered`: an environment of one's own."""
     domain: str
-    """dm_control's domain (`ball_in_cup`), or Gymnasium's environment id (`Ant-v5`)."""
+    """dm_control's domain (`ball_in_cup`), or an environment's id with Gymnasium (`Ant-v5`)."""
     variant: str
     """dm_control's task (`catch`); empty for Gymnasium."""
     action_repeat: int
@@ -104,11 +107,29 @@ def resolve_task(name: str) -> str:
 
     Raises:
         UnknownTaskError: no task has this name; the message names the nearest.
+        SimulatorError: a module of `TDMPC_PRUNE_ENVS` cannot be imported.
+    """
+    return find_task(name).name
+
+
+def find_task(name: str) -> Task:
+    """What is known of a task: the table's entry, or a new one of an environment that is registered with Gymnasium.
+
+    Raises:
+        UnknownTaskError: no task has this name; the message names the nearest.
+        SimulatorError: a module of `TDMPC_PRUNE_ENVS` cannot be imported.
     """
     canonical = _ALIASES.get(_key(name))
     if canonical is not None:
-        return canonical
+        return TASKS[canonical]
+    from envs.registered import is_registered  # only now: it takes Gymnasium
+
+    if is_registered(name):
+        return Task(name, "registered", name, "", 1)
     close = difflib.get_close_matches(_key(name), _ALIASES, n=5, cutoff=0.5)
     nearest = list(dict.fromkeys(_ALIASES[key] for key in close))[:3]
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
-    raise UnknownTaskError(f"unknown task {name!r}: {hint}All {len(TASKS)} are listed by `python -m envs`.")
+    raise UnknownTaskError(
+        f"unknown task {name!r}: {hint}All {len(TASKS)} are listed by `python -m envs`; "
+        "TDMPC_PRUNE_ENVS=MODULE adds your own."
+    )

@@ -112,7 +112,7 @@ class TaskInfo(Wrapper, RecordConstructorArgs):
 
     Attributes:
         task: canonical task name.
-        physics_timestep: MuJoCo's own timestep, s.
+        physics_timestep: MuJoCo's own timestep, s; of an environment of one's own its step.
         control_timestep: time between two actions of the agent, s: the deadline of a planner.
         max_episode_steps: length of an episode in base environment steps, before any action repeat.
     """

@@ -46,6 +46,7 @@ torch.manual_seed(0)
 agent, updates = ActorCritic(), 300
 config = PruneConfig(sparsity=0.8, events=5, importance=ImportanceConfig(warmup=50))
 pruner = Pruner(agent, config, config.schedule_over(updates))
+pruner.check_target()  # refuses a sparsity that the limits do not allow
 for update in range(updates):
     _, cost, predicted = agent.drive(2 * torch.rand(64, 2) - 1)
     agent.optimizer.zero_grad()

@@ -12,7 +12,7 @@ import tyro
 
 from agents.autoencoder_config import AutoencoderConfig
 from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
-from envs import TASKS, resolve_task
+from envs import find_task, resolve_task
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.schedule import Schedule
@@ -158,7 +158,7 @@ class TDMPCTrainConfig(TrainConfig):
     """
 
     task: Annotated[str, tyro.conf.Positional]
-    """Task, for example cartpole-swingup (DMControl) or InvertedPendulum-v5 (Gymnasium)."""
+    """Task, for example cartpole-swingup (DMControl), InvertedPendulum-v5 (Gymnasium), or one of your own."""
     preset: Preset = "laptop"
     """Sizes that the other settings start from: laptop (minutes), paper (Hansen et al.), debug (seconds)."""
     run_dir: Path | None = None
@@ -183,7 +183,7 @@ class TDMPCTrainConfig(TrainConfig):
     @property
     def env_steps_per_action(self) -> int:
         """Environment steps per agent step: the setting, or the task's usual number."""
-        return self.action_repeat or TASKS[self.task].action_repeat
+        return self.action_repeat or find_task(self.task).action_repeat
 
     @property
     def _name(self) -> str:

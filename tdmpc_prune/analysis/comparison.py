@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs import SimulatorError
-from envs.perturb import broke_down
-from envs.perturbations import Perturbation
+from envs import SimulatorError, make_env
+from envs.perturb import broke_down, perturb
+from envs.perturbations import Perturbation, PerturbationError
 from tdmpc_prune.analysis.statistics import bootstrap, mean, paired
 from tdmpc_prune.checkpoint import StoredAgent, load_alike
+from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
 from tdmpc_prune.latency import Latency, plan_latency, policy_latency, threads
 from tdmpc_prune.pruning.groups import find_groups
@@ -60,9 +61,11 @@ def compare(
     """Evaluates runs of one task, each against the reference if there is one, which then comes first.
 
     Raises:
-        UserError: a run has no checkpoint, it cannot be read, or the runs are of different tasks.
+        UserError: a run has no checkpoint, it cannot be read, the runs are of different tasks, or their world does not
+            know a perturbation.
     """
     stored = load_alike([*([reference] if reference else []), *runs], device)
+    _check_perturbations(next(iter(stored.values())), protocol.perturbations)
     work = len(stored) * (len(protocol.controllers) + len(protocol.perturbations))
     with tqdm(total=work, unit="evaluation", disable=None if work > 2 else True) as bar:
         found = [_evaluate(path, agent, protocol, bar) for path, agent in stored.items()]
@@ -70,6 +73,19 @@ def compare(
         for one in found[1:]:
             one.result["versus"] = _versus(one.result, found[0].result)
     return found
+
+
+def _check_perturbations(stored: StoredAgent, perturbations: Sequence[Perturbation]) -> None:
+    if not perturbations:
+        return
+    env = make_env(stored.task, seed=stored.seed, action_repeat=stored.action_repeat)
+    try:
+        for perturbation in perturbations:
+            perturb(env, perturbation)
+    except PerturbationError as error:
+        raise UserError(str(error)) from None
+    finally:
+        env.close()
 
 
 def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) -> Evaluated:

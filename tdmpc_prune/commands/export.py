@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -34,6 +34,8 @@ class ExportConfig(CommandConfig):
     """planner: plan at every step; policy: the policy network alone."""
     seed: int = 0
     """Seed of the episode of the check, and of its noise."""
+    threads: int = field(default=1, kw_only=True)
+    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

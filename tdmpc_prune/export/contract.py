@@ -16,7 +16,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from agents.tdmpc.agent import TDMPC
-from envs.dmcontrol import DMControlEnv
+from envs.perturb import model_and_data
 from tdmpc_prune import __version__
 from tdmpc_prune.checkpoint import StoredAgent
 from tdmpc_prune.export.check import TOLERANCE, Check
@@ -146,9 +146,9 @@ def controller_entry(
 
 
 def observation_entries(env: gymnasium.Env) -> list[Json]:
-    """Names, places and ranges of an observation's parts: dm_control's own, else one for each number."""
+    """Names, places and ranges of an observation's parts: those of a dictionary's, else one for each number."""
     space = env.unwrapped.observation_space
-    if isinstance(space, spaces.Dict):
+    if isinstance(space, spaces.Dict) and all(isinstance(part, spaces.Box) for part in space.values()):
         parts = [(name, part) for name, part in space.items() if isinstance(part, spaces.Box)]
     else:
         assert isinstance(env.observation_space, spaces.Box), env.observation_space
@@ -166,12 +166,10 @@ def action_entries(env: gymnasium.Env) -> list[Json]:
     """Names of the actuators, and what -1 and 1 mean to them."""
     space = env.unwrapped.action_space
     assert isinstance(space, spaces.Box), space
-    if isinstance(env.unwrapped, DMControlEnv):
-        model = env.unwrapped.physics.model
-        names = [model.id2name(i, "actuator") for i in range(model.nu)]
-    else:
-        model = env.get_wrapper_attr("model")
-        names = [model.actuator(i).name for i in range(model.nu)]
+    found = model_and_data(env)
+    names = [found[0].actuator(i).name for i in range(found[0].nu)] if found else []
+    if len(names) != len(space.low):  # no simulator's, or not what the actions are
+        names = [""] * len(space.low)
     return [
         {
             "name": name or f"action[{i}]",

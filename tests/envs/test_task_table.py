@@ -66,7 +66,7 @@ def test_unknown_name_suggests_the_nearest(wrong, nearest):
         resolve_task(wrong)
     message = str(caught.value)
     assert message.startswith(f"unknown task '{wrong}': did you mean {nearest}")
-    assert message.endswith("All 62 are listed by `python -m envs`.")
+    assert message.endswith("All 62 are listed by `python -m envs`; TDMPC_PRUNE_ENVS=MODULE adds your own.")
     assert "\n" not in message
     assert isinstance(caught.value, ValueError)
 

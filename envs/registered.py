@@ -1,0 +1,158 @@
+"""Environments of one's own: what is registered with Gymnasium, by an installed plugin or a module that is named.
+
+A task is only ever an id. Which modules are imported is up to who runs the command, so that a stranger's checkpoint
+imports nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces, wrappers
+from gymnasium.utils.env_checker import data_equivalence
+
+from envs.compat import SimulatorError
+from envs.gl import enable_gl, without_gl
+from envs.wrappers import Env
+
+VARIABLE = "TDMPC_PRUNE_ENVS"
+"""Environment variable with modules to import, which register environments: `my_envs` or `my_envs,lab.robots`."""
+STEPS = 3
+"""Steps after which two episodes of the same seed are to be alike."""
+
+
+def is_registered(env_id: str) -> bool:
+    """Whether Gymnasium knows this id, and it is none of the tasks that `envs.tasks` lists in another spelling.
+
+    Raises:
+        SimulatorError: a module of `TDMPC_PRUNE_ENVS` cannot be imported.
+    """
+    _import_modules()
+    spec = gymnasium.registry.get(env_id)
+    ours = ("envs.registration", "gymnasium.envs.mujoco")
+    return spec is not None and not str(spec.entry_point).startswith(ours)
+
+
+def make_registered(env_id: str, *, render_mode: str | None = None) -> Env:
+    """A registered environment, once it is known to suit, with actions in float32.
+
+    Args:
+        env_id: e.g. `"MyRobot-v0"`.
+        render_mode: `"rgb_array"` or None.
+
+    Raises:
+        SimulatorError: it cannot be made, or does not suit: observations are boxes (or dictionaries of them), actions
+            a bounded box [A]; it has a time limit, says how long a step takes, and repeats itself by its seed.
+    """
+    kwargs: dict[str, Any] = {}
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+        with contextlib.suppress(SimulatorError):  # it may draw without OpenGL
+            enable_gl()
+    with _in_one_line(f"{env_id} cannot be made"), without_gl():
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    try:
+        _check_spaces(env_id, env)
+        step_seconds(env_id, env)
+        if time_limit(env) is None:
+            raise SimulatorError(f"{env_id} has no time limit: register it with max_episode_steps")
+        with _in_one_line(f"{env_id} does not run"):
+            repeats = _repeats(env)
+        if not repeats:
+            raise SimulatorError(
+                f"{env_id} does not repeat itself after reset(seed=0), so that no run could be resumed: begin its "
+                "reset with super().reset(seed=seed), and draw from self.np_random alone"
+            )
+    except SimulatorError:
+        env.close()
+        raise
+    return _with_float32_actions(env)
+
+
+def time_limit(env: Env) -> int | None:
+    """Steps of an episode, at most."""
+    return env.spec.max_episode_steps if env.spec is not None else None
+
+
+def step_seconds(env_id: str, env: Env) -> float:
+    """Seconds between two steps: `dt` of the environment, else by `render_fps` of its metadata.
+
+    Raises:
+        SimulatorError: it says nothing of that.
+    """
+    fps = env.metadata.get("render_fps")
+    seconds = getattr(env.unwrapped, "dt", 1 / fps if fps else None)
+    if not isinstance(seconds, int | float | np.number) or not 0 < seconds < math.inf:
+        raise SimulatorError(
+            f"{env_id} does not say how long a step takes: give the environment an attribute dt, in seconds"
+        )
+    return float(seconds)
+
+
+def _import_modules() -> None:
+    for name in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
+        if name in sys.modules:
+            continue
+        if (here := os.getcwd()) not in sys.path:  # last: it hides nothing
+            sys.path.append(here)
+        with _in_one_line(f"{VARIABLE}={name}: the module cannot be imported"):
+            importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SimulatorError(f"{what}: {words[:200]}") from error
+
+
+def _check_spaces(env_id: str, env: Env) -> None:
+    observation, action = env.observation_space, env.action_space
+    parts = list(observation.values()) if isinstance(observation, spaces.Dict) else [observation]
+    if not all(isinstance(part, spaces.Box) for part in parts):
+        raise SimulatorError(f"{env_id} has observations {observation}: only boxes of numbers can be read")
+    bounded = isinstance(action, spaces.Box) and action.is_bounded() and len(action.shape) == 1
+    if not bounded or not np.issubdtype(action.dtype, np.floating):
+        raise SimulatorError(
+            f"{env_id} has actions {action}: only a bounded box of one dimension can be acted on"
+        )
+
+
+def _with_float32_actions(env: Env) -> Env:
+    own = env.action_space
+    assert isinstance(own, spaces.Box)
+    if own.dtype == np.float32:
+        return env
+    low, high = own.low.astype(np.float32), own.high.astype(np.float32)
+
+    def as_own(action: np.ndarray) -> np.ndarray:
+        return np.clip(action, own.low, own.high, dtype=own.dtype)  # float32 of 0.1 is more than 0.1
+
+    return wrappers.TransformAction(env, as_own, spaces.Box(low, high, dtype=np.float32))
+
+
+def _repeats(env: Env) -> bool:
+    """Whether two episodes of one seed begin alike."""
+    assert isinstance(env.action_space, spaces.Box)
+    middle = ((env.action_space.low + env.action_space.high) / 2).astype(env.action_space.dtype)
+    episodes = []
+    for _ in range(2):
+        seen: list[Any] = [env.reset(seed=0)[0]]
+        for _ in range(STEPS):
+            observation, reward, terminated, truncated, _ = env.step(middle)
+            seen += [observation, reward]
+            if terminated or truncated:
+                break
+        episodes.append(seen)
+    first, second = episodes
+    return data_equivalence(first, second, exact=True)
