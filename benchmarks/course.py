@@ -17,7 +17,7 @@ import tyro
 
 from benchmarks.pruned import Options as PrunedOptions
 from benchmarks.pruned import pruned, sizes_and_period
-from envs import TASKS
+from envs import find_task
 from tdmpc_prune.commands.common import show_rows
 from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.device import set_threads
@@ -51,7 +51,7 @@ class Options:
 
 def stages(options: Options) -> list[tuple[float, int, int]]:
     """Sparsity, plans and updates of each part of the run."""
-    repeat = TASKS[options.task].action_repeat
+    repeat = find_task(options.task).action_repeat
     schedule = PruneConfig(sparsity=options.sparsity).schedule_over(options.steps)
     bounds = [0, *schedule.event_steps(), options.steps]
     sparsities = [0.0, *map(schedule.sparsity, schedule.event_steps())]
