@@ -6,6 +6,7 @@ A name that is not in the table may be one that somebody has registered with Gym
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -84,6 +85,10 @@ TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _table
 """Every task by its canonical name: DMControl's first, then Gymnasium's MuJoCo v5."""
 
 
+_VERSIONED = re.compile(r"-v\d+$")
+"""How names end that may be registered with Gymnasium."""
+
+
 def _key(name: str) -> str:
     """Spelling-blind form of a name: dm_control's underscores and any case are accepted."""
     return name.strip().replace("_", "-").lower()
@@ -122,10 +127,11 @@ def find_task(name: str) -> Task:
     canonical = _ALIASES.get(_key(name))
     if canonical is not None:
         return TASKS[canonical]
-    from envs.registered import is_registered  # only now: it takes Gymnasium
+    if _VERSIONED.search(name):
+        from envs.registered import is_registered  # only now: it takes Gymnasium
 
-    if is_registered(name):
-        return Task(name, "registered", name, "", 1)
+        if is_registered(name):
+            return Task(name, "registered", name, "", 1)
     close = difflib.get_close_matches(_key(name), _ALIASES, n=5, cutoff=0.5)
     nearest = list(dict.fromkeys(_ALIASES[key] for key in close))[:3]
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""

@@ -13,16 +13,17 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.gradients import NonFiniteGradients
+from agents.replay import Episode
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.updates import Updates
 from agents.tdmpc.world_model import architecture
-from envs import SimulatorError, make_env
+from envs import SimulatorError, find_task, make_env
 from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis.dip import dip
 from tdmpc_prune.checked import check_shape
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.config import TDMPCTrainConfig
-from tdmpc_prune.errors import Stopped, UserError
+from tdmpc_prune.errors import Failure, Stopped, UserError
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.faults import simulator_line
 from tdmpc_prune.latency import plan_latency
@@ -129,6 +130,7 @@ class Training(Run):
 
         Raises:
             Stopped: a simulator fails; all is as it was before.
+            Failure: an episode does not fit into the replay.
         """
         drawn, mean = self.agent.generator.get_state(), self.planner.mean
         try:
@@ -141,11 +143,17 @@ class Training(Run):
         self.progress.agent_step += len(step.going_on)
         if self.between_episodes:
             for episode in step.episodes:
-                self.replay.add(episode)
+                self._store(episode)
             self.progress.train_return = float(np.mean([float(e.reward.sum()) for e in step.episodes]))
         elif not all(step.going_on):
             self.planner.keep(torch.tensor(step.going_on, device=self.agent.device))
         return step.env_steps
+
+    def _store(self, episode: Episode) -> None:
+        try:
+            self.replay.add(episode)
+        except ValueError as error:  # longer than the replay: see _check_lengths
+            raise Failure(f"{self.place}: {error}, and start anew") from error
 
     @property
     def _next_round(self) -> int:
@@ -294,9 +302,10 @@ def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
             f"agent.horizon is {agent.horizon}, but an episode of {config.task} has {longest} agent steps "
             "at most: lower it"
         )
-    rows = config.envs * (longest + agent.horizon)
-    if agent.replay.capacity < rows:
+    # Gymnasium's tasks may be meant to end early; DMControl's go on to the end.
+    certain, rows = find_task(config.task).suite == "dmcontrol", config.envs * (longest + agent.horizon)
+    if certain and agent.replay.capacity < rows:
         raise UserError(
-            f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings up to {rows} rows at once: "
+            f"agent.replay.capacity is {agent.replay.capacity}, but {config.task} brings {rows} rows at once: "
             "raise it"
         )

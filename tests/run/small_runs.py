@@ -26,7 +26,7 @@ CARTPOLE = [
 ]
 """3 episodes of 25 agent steps."""
 PENDULUM = [
-    *("InvertedPendulum-v5", *TINY, *QUIET, "--agent.random-steps", "15", "--agent.replay.capacity", "5000"),
+    *("InvertedPendulum-v5", *TINY, *QUIET, "--agent.random-steps", "15"),
     *("--steps", "80", "--eval-every", "40", "--checkpoint-every", "40"),
 ]
 """Episodes of a few steps, which end because the pendulum falls."""
