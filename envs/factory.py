@@ -33,16 +33,12 @@ def build(
     elif task.suite == "registered":
         env = make_registered(task.domain, render_mode=render_mode)
         physics_timestep = base_timestep = step_seconds(task.domain, env)
-        limit = time_limit(env)
-        assert limit is not None, task
-        max_episode_steps = limit
+        max_episode_steps = time_limit(task.domain, env)
     else:
         env = make_mujoco(task.domain, render_mode=render_mode, render_size=render_size)
         physics_timestep = float(env.get_wrapper_attr("model").opt.timestep)
         base_timestep = float(env.get_wrapper_attr("dt"))
-        limit = env.spec.max_episode_steps if env.spec is not None else None
-        assert limit is not None, task
-        max_episode_steps = limit
+        max_episode_steps = time_limit(task.domain, env)
 
     env = ActionRepeat(env, action_repeat)
     env = wrappers.RescaleAction(env, np.float32(-1), np.float32(1))

@@ -11,22 +11,24 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces, wrappers
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import data_equivalence
 
 from envs.compat import SimulatorError
 from envs.gl import enable_gl, without_gl
-from envs.wrappers import Env
+from envs.wrappers import Env, in_one_line
 
 VARIABLE = "TDMPC_PRUNE_ENVS"
 """Environment variable with modules to import, which register environments: `my_envs` or `my_envs,lab.robots`."""
 STEPS = 3
 """Steps after which two episodes of the same seed are to be alike."""
+
+_seen_to_repeat: dict[str, EnvSpec] = {}
 
 
 def is_registered(env_id: str) -> bool:
@@ -50,36 +52,34 @@ def make_registered(env_id: str, *, render_mode: str | None = None) -> Env:
 
     Raises:
         SimulatorError: it cannot be made, or does not suit: observations are boxes (or dictionaries of them), actions
-            a bounded box [A]; it has a time limit, says how long a step takes, and repeats itself by its seed.
+            a bounded box [A], and it repeats itself by its seed.
     """
     kwargs: dict[str, Any] = {}
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
         with contextlib.suppress(SimulatorError):  # it may draw without OpenGL
             enable_gl()
-    with _in_one_line(f"{env_id} cannot be made"), without_gl():
+    with in_one_line(f"{env_id} cannot be made:"), without_gl():
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     try:
         _check_spaces(env_id, env)
-        step_seconds(env_id, env)
-        if time_limit(env) is None:
-            raise SimulatorError(f"{env_id} has no time limit: register it with max_episode_steps")
-        with _in_one_line(f"{env_id} does not run"):
-            repeats = _repeats(env)
-        if not repeats:
-            raise SimulatorError(
-                f"{env_id} does not repeat itself after reset(seed=0), so that no run could be resumed: begin its "
-                "reset with super().reset(seed=seed), and draw from self.np_random alone"
-            )
+        _check_repeats(env_id, env)
     except SimulatorError:
         env.close()
         raise
     return _with_float32_actions(env)
 
 
-def time_limit(env: Env) -> int | None:
-    """Steps of an episode, at most."""
-    return env.spec.max_episode_steps if env.spec is not None else None
+def time_limit(env_id: str, env: Env) -> int:
+    """Steps of an episode, at most.
+
+    Raises:
+        SimulatorError: it is registered without a limit.
+    """
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    if limit is None:
+        raise SimulatorError(f"{env_id} has no time limit: register it with max_episode_steps")
+    return limit
 
 
 def step_seconds(env_id: str, env: Env) -> float:
@@ -103,17 +103,8 @@ def _import_modules() -> None:
             continue
         if (here := os.getcwd()) not in sys.path:  # last: it hides nothing
             sys.path.append(here)
-        with _in_one_line(f"{VARIABLE}={name}: the module cannot be imported"):
+        with in_one_line(f"{VARIABLE}={name}: the module cannot be imported:"):
             importlib.import_module(name)
-
-
-@contextlib.contextmanager
-def _in_one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SimulatorError(f"{what}: {words[:200]}") from error
 
 
 def _check_spaces(env_id: str, env: Env) -> None:
@@ -141,8 +132,22 @@ def _with_float32_actions(env: Env) -> Env:
     return wrappers.TransformAction(env, as_own, spaces.Box(low, high, dtype=np.float32))
 
 
+def _check_repeats(env_id: str, env: Env) -> None:
+    """Refuses an environment that begins two episodes of one seed otherwise; looks at each once in a process."""
+    spec = gymnasium.registry[env_id]
+    if _seen_to_repeat.get(env_id) is spec:
+        return
+    with in_one_line(f"{env_id} does not run:"):
+        repeats = _repeats(env)
+    if not repeats:
+        raise SimulatorError(
+            f"{env_id} does not repeat itself after reset(seed=0), so that no run could be resumed: begin its "
+            "reset with super().reset(seed=seed), and draw from self.np_random alone"
+        )
+    _seen_to_repeat[env_id] = spec
+
+
 def _repeats(env: Env) -> bool:
-    """Whether two episodes of one seed begin alike."""
     assert isinstance(env.action_space, spaces.Box)
     middle = ((env.action_space.low + env.action_space.high) / 2).astype(env.action_space.dtype)
     episodes = []

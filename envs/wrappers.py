@@ -58,32 +58,36 @@ class Checked(Wrapper, RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        with _in_one_line():
+        with in_one_line(_FAILED):
             observation, info = self.env.reset(seed=seed, options=options)
         _check_finite("an observation", observation)
         return observation, info
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        with _in_one_line():
+        with in_one_line(_FAILED):
             observation, reward, terminated, truncated, info = self.env.step(action)
         _check_finite("an observation", observation)
         _check_finite("a reward", reward)
         return observation, reward, terminated, truncated, info
 
 
+_FAILED = "the simulator failed with"
+
+
 @contextmanager
-def _in_one_line() -> Iterator[None]:
+def in_one_line(what: str) -> Iterator[None]:
+    """Says of an exception in one line, `what` first, what it was; raises SimulatorError."""
     try:
         yield
     except (
         SimulatorError,
-        gymnasium.error.Error,
+        gymnasium.error.ResetNeeded,
         MemoryError,
     ):  # ours, a caller's mistake, and no fault of its own
         raise
     except Exception as error:
         words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SimulatorError(f"the simulator failed with {words[:200]}") from error
+        raise SimulatorError(f"{what} {words[:200]}") from error
 
 
 def _check_finite(name: str, numbers: Any) -> None:

@@ -49,7 +49,7 @@ class Camera(Robot):
 
 
 @pytest.fixture
-def register(monkeypatch):
+def register():
     """Registers an environment for one test; returns its id."""
 
     def add(kind, **settings):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_runs import CARTPOLE, PENDULUM, checkpoints, tree
 
 from tdmpc_prune import __version__, cli
-from tdmpc_prune.cli import main, parse
+from tdmpc_prune.cli import parse
 from tdmpc_prune.errors import UserError
 
 TASK = ["train", "cartpole-swingup", "--preset", "debug", "--wandb.mode", "disabled"]
@@ -727,32 +726,3 @@ def test_no_words_ask_for_help(capsys):
     out, err = capsys.readouterr()
     assert "usage: tdmpc-prune" in out
     assert err == ""
-
-
-def test_an_episode_longer_than_the_replay_ends_a_run_in_one_line(tmp_path, capsys):
-    """No more can be known before: Gymnasium's episodes may be meant to end early."""
-    words = [
-        "--preset",
-        "debug",
-        "--agent.replay.capacity",
-        "11",
-        "--agent.random-steps",
-        "30",
-        "--steps",
-        "200",
-    ]
-    quiet = [
-        "--threads",
-        "1",
-        "--eval-episodes",
-        "1",
-        "--prune.criterion",
-        "none",
-        "--wandb.mode",
-        "disabled",
-    ]
-    assert main(["train", "InvertedPendulum-v5", *words, *quiet, "--run-dir", str(tmp_path / "run")]) == 1
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert re.fullmatch(
-        r"tdmpc-prune: .* takes \d+ rows, but replay.capacity is 11: raise it, and start anew", last
-    )

@@ -1,5 +1,7 @@
 """Collecting steps: counting them, repeating them, and how many updates they are worth."""
 
+import re
+
 import gymnasium
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from small_runs import CARTPOLE, PENDULUM, rows
 
 from envs import make_env
-from tdmpc_prune.cli import parse
+from tdmpc_prune.cli import main, parse
 from tdmpc_prune.collect import Collector
 from tdmpc_prune.run_folder import RunFolder
 from tdmpc_prune.training import Training
@@ -277,3 +279,13 @@ def test_the_random_phase_is_uniform_and_planning_follows_it(folder, monkeypatch
     assert actions.min() < -0.5
     assert actions.max() > 0.5
     run.close()
+
+
+def test_an_episode_longer_than_the_replay_ends_a_run_in_one_line(tmp_path, capsys):
+    """No more can be known before: Gymnasium's episodes may be meant to end early."""
+    words = [*PENDULUM, "--agent.replay.capacity", "8", "--run-dir", str(tmp_path / "run")]
+    assert main(["train", *words]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"tdmpc-prune: .* takes \d+ rows, but replay.capacity is 8: raise it, and start anew", last
+    )
