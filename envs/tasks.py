@@ -32,6 +32,11 @@ class Task:
     action_repeat: int
     """Base environment steps for each action of the agent, when the caller does not say."""
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its physics is drawn from the seed of its construction: two seeds are two systems."""
+        return self.domain == "lqr"
+
 
 # As in dm_control.suite.ALL_TASKS (1.0.50), extra tasks included; a test compares the two.
 _DMCONTROL: dict[str, tuple[str, ...]] = {

@@ -21,14 +21,14 @@ def markdown(rows: Sequence[Row]) -> str:
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=align)
 
 
-def cell(found: Estimate | None, digits: int = 0, seeds: int | None = None) -> str:
-    """An interquartile mean with its interval, and how many seeds it is of."""
+def cell(found: Estimate | None, digits: int = 0, seeds: int | None = None, *, counted: bool = True) -> str:
+    """An interquartile mean with its interval, if it is of more than one seed, and how many it is of."""
     if found is None:
         return NOTHING
     text = f"{found.value:.{digits}f}"
     if seeds != 1:
         text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return text if seeds is None else f"{text} ({seeds})"
+    return text if seeds is None or not counted else f"{text} ({seeds})"
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -60,11 +60,11 @@ def _over_time() -> str:
 def stability() -> str:
     """Violations and boundaries, over the seeds there are."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    boundaries: dict[tuple[str, str], list[float]] = {}
+    boundaries: dict[tuple[str, str], list[str]] = {}
     for one in _measurements("stability"):
         if result := one.result():
             key = (result["task"], result["controller"])
-            boundaries.setdefault(key, []).append(result["boundary"] or 0.0)
+            boundaries.setdefault(key, []).append(_boundary(result))
             for run in result["runs"]:
                 found.setdefault((*key, percent(round(run["sparsity"], 2))), []).append(run)
     rows = [
@@ -75,11 +75,17 @@ def stability() -> str:
             "seeds": str(len(runs)),
             "violations": _percents([run["violation_rate"] for run in runs]),
             "starts that leave": _percents([run["left"] for run in runs]),
-            "boundary": _percents(boundaries[task, controller]) if sparsity == "0%" else "",
+            "boundary": ", ".join(boundaries[task, controller]) if sparsity == "0%" else "",
         }
         for (task, controller, sparsity), runs in found.items()
     ]
     return markdown(rows)
+
+
+def _boundary(result: dict[str, Any]) -> str:
+    """In percent; nothing where the reference leaves the region itself, whatever an earlier version said then."""
+    [reference] = (run for run in result["runs"] if run["reference"])
+    return NOTHING if reference["left"] else _percents([result["boundary"] or 0.0])
 
 
 def deadline() -> str:

@@ -6,6 +6,7 @@ import csv
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from results.markdown import NOTHING, Row, cell, markdown, marks, put
@@ -162,20 +163,24 @@ def largest_fall(result: GroupResult, section: Section) -> Estimate | None:
 
 def each_group(section: Section) -> list[Row]:
     """A row a group: the end, the pruning window and the dip."""
-    return [
-        {
-            section.task: called(result.group, section),
-            "seeds": str(len(result.group.counted)),
-            "end": cell(result.end),
-            "of dense": NOTHING if result.share is None else f"{result.share:.0%}",
-            "window": cell(result.window),
-            "of dense, %": cell(window_share(result, section)),
-            "lowest": cell(result.worst),
-            "largest fall": cell(largest_fall(result, section)),
-            "parameters": NOTHING if result.parameters is None else f"{result.parameters:,.0f}",
-        }
-        for result in came_to(section)
-    ]
+    return [_row(result, section) for result in came_to(section)]
+
+
+def _row(result: GroupResult, section: Section) -> Row:
+    seeds = len(result.group.counted)
+    shown = partial(cell, seeds=seeds, counted=False)
+    return {
+        section.task: called(result.group, section),
+        "seeds": str(seeds),
+        "end": shown(result.end),
+        "of dense": NOTHING if result.share is None else f"{result.share:.0%}",
+        "window": shown(result.window),
+        "by size": shown(result.by_size),
+        "of dense, %": shown(window_share(result, section)),
+        "lowest": shown(result.worst),
+        "largest fall": shown(largest_fall(result, section)),
+        "parameters": NOTHING if result.parameters is None else f"{result.parameters:,.0f}",
+    }
 
 
 # The studies' tables
@@ -204,12 +209,13 @@ def agent(parts: Sequence[Section]) -> str:
 
 
 def criteria(parts: Sequence[Section]) -> str:
-    """Ends, windows and dips, criterion by sparsity."""
+    """Ends, windows (by time and by size) and dips, criterion by sparsity."""
     text = []
     for section in parts:
         for title, value in (
             ("return in the end", lambda r: r.end),
             ("mean return while units are removed", lambda r: r.window),
+            ("the same by size, every halving of the parameters weighing alike", lambda r: r.by_size),
             ("lowest return right after a removal", lambda r: r.worst),
             ("largest fall of the return at a removal", lambda r, s=section: largest_fall(r, s)),
         ):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.world_model import WorldModel, architecture
-from envs import resolve_task
+from envs import find_task, resolve_task
 from tdmpc_prune.checked import check_finite, check_shape, check_state, shapes
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
@@ -190,7 +190,7 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
 
 
 def load_alike(paths: Sequence[Path], device: torch.device) -> dict[Path, StoredAgent]:
-    """The TD-MPC agents of runs that can be compared: of one task, with one action repeat.
+    """The TD-MPC agents of runs that can be compared: of one task, with one action repeat, of one physics.
 
     Raises:
         UserError: as `load_agent`, or they differ.
@@ -202,6 +202,11 @@ def load_alike(paths: Sequence[Path], device: torch.device) -> dict[Path, Stored
             raise UserError(
                 f"{path} learned {other.task} (action repeat {other.action_repeat}), {first_path} learned "
                 f"{first.task} (action repeat {first.action_repeat}): give runs of one task"
+            )
+        if other.seed != first.seed and find_task(first.task).drawn:
+            raise UserError(
+                f"{path} is of seed {other.seed}, {first_path} of seed {first.seed}: {first.task} draws its physics "
+                "from the seed, so they learned two systems: give runs of one seed"
             )
     return stored
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from envs import SimulatorError, make_env
 from envs.perturb import broke_down, perturb
 from envs.perturbations import Perturbation, PerturbationError
-from tdmpc_prune.analysis.statistics import bootstrap, mean, paired
+from tdmpc_prune.analysis.statistics import paired, students
 from tdmpc_prune.checkpoint import StoredAgent, load_alike
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Controller, Evaluation, Evaluator
@@ -155,8 +155,8 @@ def _evaluator(
 
 
 def _return(evaluation: Evaluation) -> dict[str, float | None]:
-    """Mean return over episodes with its 95% bootstrap interval (None of one), and the standard deviation."""
-    estimate = bootstrap([evaluation.returns], mean)
+    """Mean return over episodes with Student's 95% interval (None of one), and the standard deviation."""
+    estimate = students(evaluation.returns)
     several = len(evaluation.returns) > 1
     return {
         "return": estimate.value,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from math import log
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
         `lowest_return`: the lowest return measured right after a removal (and its `prune.recovery`, if there is
         any). `largest_drop`: the most that the return fell from right before a removal to right after it.
         `window_return`: the mean return while units are removed (see `course`, `window` and `mean_between`),
-        None if removals were not measured.
+        None if removals were not measured. `window_return_by_size`: the same by what was left rather than by
+        time (see `mean_by_size`).
         `recovery_steps`: environment steps from the last removal to the first evaluation at most 5% below the
         reference, None if it never came.
     """
@@ -48,6 +50,7 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
         "lowest_return": min((after for _, after in measured), default=None),
         "largest_drop": max((max(before - after, 0.0) for before, after in measured), default=None),
         "window_return": mean_between(course(rows), *window(rows)) if measured else None,
+        "window_return_by_size": mean_by_size(rows) if measured else None,
         "recovery_steps": recovered[0] if recovered else None,
     }
 
@@ -78,6 +81,29 @@ def window(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     if len(events) == 1:
         return events[0], end
     return events[0], min(events[-1] + (events[-1] - events[0]) / (len(events) - 1), end)
+
+
+def mean_by_size(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean over the sizes that a run went through in `window`: every halving of its parameters weighs alike.
+
+    A run that removes less at first, as the Bayesian criteria's guard has it, would else be compared with runs that
+    are smaller than it for most of the time. None where `mean_between` is, or where rows do not say the sparsity.
+    """
+    events = [row for row in rows if "prune/event" in row]
+    if not all("prune/sparsity" in row for row in events):
+        return None
+    left = [1.0, *(1 - row["prune/sparsity"] for row in events)]
+    steps = [*(row["env_step"] for row in events), window(rows)[1]]
+    points = course(rows)
+    total = weights = 0.0
+    for (before, after), (start, end) in zip(pairwise(left), pairwise(steps), strict=True):
+        if start < end:
+            value = mean_between(points, start, end)
+            if value is None:
+                return None
+            weight = log(before / after)
+            total, weights = total + weight * value, weights + weight
+    return total / weights if weights else None
 
 
 def mean_between(points: Points, first: float, last: float) -> float | None:

@@ -172,7 +172,8 @@ def stability(
     Returns:
         JSON values by name. Those of a run, under `runs`, in the order of sparsity: `violation_rate`, `left`
         and `distance` as in `Verdict`; `spectral_radius` of its policy's linearised loop; `policy_offset`,
-        the policy's largest action at x*, where the linearisation takes it for 0.
+        the policy's largest action at x*, where the linearisation takes it for 0. `boundary` is None where the
+        least sparse run is not safe, and where the reference leaves the region itself.
 
     Raises:
         UserError: a run cannot be loaded, they do not belong together, or their task has no equilibrium.
@@ -214,7 +215,11 @@ def stability(
         path: max(verdicts[path].violation.value - dense.violation.value, verdicts[path].left - dense.left)
         for path in judged
     }
-    boundary = safe_boundary([(agents[path].sparsity, excess[path]) for path in judged], delta)
+    # "Leaves no more often" says nothing beside a reference that does not hold the equilibrium itself.
+    holds = dense.left == 0
+    boundary = (
+        safe_boundary([(agents[path].sparsity, excess[path]) for path in judged], delta) if holds else None
+    )
     rows = [
         {
             "run": str(path),
@@ -261,7 +266,7 @@ def _warnings(lyapunov: Lyapunov, alpha: float, reference: Verdict) -> list[str]
     if reference.left > 0 or reference.violation.value > UNFIT:
         warnings.append(
             f"the reference itself leaves the region from {reference.left:.0%} of the starts and violates in"
-            f" {reference.violation.value:.0%} of the steps, so it is no controller to compare with: read the rows, not"
-            " the boundary"
+            f" {reference.violation.value:.0%} of the steps, so it is no controller to compare with: read the rows, "
+            + ("for a boundary means nothing" if reference.left > 0 else "not the boundary")
         )
     return warnings

@@ -146,9 +146,16 @@ def _show_tables(result: dict[str, Any]) -> None:
     for one in result["parts"]:
         row = rows.setdefault(one["part"], {"part": one["part"], "units": one["units"]})
         row["of all parameters"] = f"{one['parameters'] / result['parameters']:.1%}"
-        row[f"-{one['share']}"] = formatted(one["return"]) + "*" * (one["change_high"] < 0)
+        cut = formatted(one["return"]) + "*" * (one["change_high"] < 0)
+        row[f"-{one['share']}"] = cut if one["removed"] else "-"
     show_table(list(rows.values()))
     print()
+    if not all(one["removed"] for one in result["parts"]):
+        print("- -: the share is less than half a unit of every group: nothing was removed.")
+    if result["episodes"] == 1:
+        print(
+            "- One episode has no interval, so no fall has a star, and no switches follow: give --episodes 10."
+        )
     for note in result["notes"]:
         print(f"- {note}")
     if result["switches"]:
@@ -164,7 +171,7 @@ def _draw(result: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     names: Sequence[str] = list(dict.fromkeys(one["part"] for one in result["parts"]))
     for number, name in enumerate(names):
-        own = [one for one in result["parts"] if one["part"] == name]
+        own = [one for one in result["parts"] if one["part"] == name and one["removed"]]
         shares, returns = [one["share"] for one in own], [one["return"] for one in own]
         axes.plot(
             [0, *shares],

@@ -28,11 +28,11 @@ CONFIG = TDMPCConfig(
 )
 
 
-def stored(task="InvertedPendulum-v5", obs_dim=4, *, pruned=False, repeat=1, seed=1):
+def stored(task="InvertedPendulum-v5", obs_dim=4, *, pruned=False, repeat=1, seed=1, world=1):
     agent = TDMPC(CONFIG, obs_dim, 1, seed=seed)
     if pruned:
         remove_units(agent, find_groups(agent), {"latent": torch.tensor([1]), "q1.3": torch.tensor([0, 7])})
-    return StoredAgent(agent, task, 1, repeat, 100, 100, "taylor" if pruned else "none")
+    return StoredAgent(agent, task, world, repeat, 100, 100, "taylor" if pruned else "none")
 
 
 @pytest.fixture
@@ -84,6 +84,14 @@ def test_all_runs_see_the_same_episodes(runs):
     first, twin = (found.result for found in compare(["a", "b"], protocol, CPU))
     assert first["returns"] == twin["returns"]
     assert first["policy_returns"] == twin["policy_returns"]
+
+
+def test_systems_drawn_from_two_seeds_are_not_compared(runs):
+    runs["a"], runs["b"] = (stored("lqr-lqr-2-1", 4, world=seed) for seed in (1, 2))
+    with pytest.raises(
+        UserError, match=r"b is of seed 2, a of seed 1: lqr-lqr-2-1 draws .* give runs of one seed"
+    ):
+        compare(["a", "b"], Protocol(), CPU)
 
 
 def test_against_the_reference(runs, monkeypatch):

@@ -53,6 +53,39 @@ def test_the_end_and_its_interval(section):
     assert (pruned.parameters, pruned.sparsity, pruned.macs) == (200, 0.8, 180)
 
 
+def test_the_share_is_of_the_dense_runs_of_the_same_seeds(tmp_path):
+    """Dense runs of other seeds count only where some seed has none."""
+    for seed, end in ((1, 800.0), (2, 400.0)):
+        write_run(tmp_path / f"dense-{seed}", (0.0, 0.0, end), seed=seed, criterion="none")
+    write_run(tmp_path / "pruned", (0.0, 0.0, 400.0), seed=1)
+    assert [result.share for result in results(only_section(tmp_path), NO_TIMES)] == [None, 0.5]
+    write_run(tmp_path / "other", (0.0, 0.0, 500.0), seed=3)
+    assert results(only_section(tmp_path), NO_TIMES)[1].share == pytest.approx(450 / 600)
+
+
+def test_what_happened_at_other_steps_is_not_averaged(tmp_path):
+    """Where episodes end early removals fall together: the second of one run is the first of another."""
+    for seed in (1, 2):
+        write_run(tmp_path / f"{seed}", (100.0, 500.0, 800.0), seed=seed)
+    [group] = only_section(tmp_path).groups
+    assert [(r.env_step, r.before.low < r.before.high) for r in removals(group)] == [
+        (800, False),
+        (1800, False),
+    ]
+    assert len(learning_curve(group)) == 3
+    rows = (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    kept = [row for row in rows if row.get("prune/event") != 1]
+    (tmp_path / "2" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    [group] = only_section(tmp_path).groups
+    assert [r.env_step for r in removals(group)] == [800, 1800]  # the first run's, and not 1,300
+    shifted = [row | {"env_step": row["env_step"] + 100} for row in rows]
+    (tmp_path / "2" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shifted))
+    [group] = only_section(tmp_path).groups
+    assert [r.env_step for r in removals(group)] == [850, 1850]  # an episode's end apart: the same removals
+    assert [point.x for point in learning_curve(group)] == [50, 1050, 2050]
+
+
 def test_the_sizes_of_a_dense_run_are_those_that_pruned_ones_begin_with(section):
     dense = results(section, NO_TIMES)[0]
     assert (dense.parameters, dense.sparsity, dense.macs) == (1000, 0, 900)

@@ -265,3 +265,21 @@ def test_folders_that_hold_no_run(tmp_path):
     for name, reason in {"missing": "no folder", "file": "no folder", "empty": "no run folder"}.items():
         with pytest.raises(UserError, match=f"{name} is {reason}"):
             read_runs([tmp_path / name])
+
+
+def test_what_began_with_runs_of_other_lengths_is_not_taken_together(tmp_path):
+    """A checkpoint's run is the folder above it; what is not there any more decides nothing."""
+    for name, count in (("short", 3), ("long", 5)):
+        write_run(tmp_path / "sources" / name, (100.0,) * count, criterion="none")
+    sources = tmp_path / "sources"
+    begun = {1: sources / "short", 2: sources / "short" / "checkpoints" / "step-1000", 3: sources / "long"}
+    for seed, source in begun.items():
+        write_run(tmp_path / "runs" / f"a{seed}", seed=seed, init_from=str(source))
+    assert labels(tmp_path / "runs") == {
+        "taylor uniform 80% (init_from a dense run, init_from.steps 2000)": [1, 2],
+        "taylor uniform 80% (init_from a dense run, init_from.steps 4000)": [3],
+    }
+    write_run(tmp_path / "runs" / "a4", seed=4, init_from=str(tmp_path / "gone"))
+    assert labels(tmp_path / "runs") == {"taylor uniform 80% (init_from a dense run)": [1, 2, 3, 4]}
+    (sources / "long" / "config.json").write_text("[")
+    assert labels(tmp_path / "runs") == {"taylor uniform 80% (init_from a dense run)": [1, 2, 3, 4]}

@@ -410,6 +410,8 @@ def test_a_reference_that_fails_is_warned_of(runs):
     assert found["lyapunov"] == "LQR"
     assert found["runs"][0]["spectral_radius"] >= 1
     assert "the reference itself" in found["warnings"][0]
+    assert found["runs"][0]["left"] > 0
+    assert found["boundary"] is None  # "no worse than what falls" is not safe
     steep = stability(runs[:1], **{**SETTINGS, "alpha": 0.5})
     assert "not even the linear loop" in steep["warnings"][0]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, paired, standard_ranks
+from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, paired, standard_ranks, students
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -67,6 +67,14 @@ def test_ranks_of_nothing_to_rank():
     mixed = standard_ranks(np.array([[5.0, 5, 5, 5], [1, 2, 3, 4]]))
     assert np.isnan(mixed[0]).all()
     assert np.linalg.norm(mixed[1]) == pytest.approx(1)
+
+
+def test_students_interval():
+    values = [867.0, 850.0, 871.0]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    found = students(values)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+    assert found.low < min(values)  # a bootstrap's ends there
 
 
 def test_paired_intervals():

@@ -51,8 +51,14 @@ def run_folder(
     (path / "config.json").write_text(json.dumps({"config": config | {"prune": prune, "agent": agent}}))
     rows = [{"env_step": 1000 * i, "eval/return": r, "prune/sparsity": 0.0} for i, r in enumerate(returns)]
     rows += [
-        {"env_step": s, "prune/event": i, "prune/return_before": b, "prune/return_after": a}
-        for i, (s, b, a) in enumerate(events)
+        {
+            "env_step": s,
+            "prune/event": i,
+            "prune/sparsity": sparsity,
+            "prune/return_before": b,
+            "prune/return_after": a,
+        }
+        for (i, (s, b, a)), sparsity in zip(enumerate(events), (0.5, 0.875), strict=False)
     ]
     rows.sort(key=lambda row: row["env_step"])
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -83,6 +89,8 @@ def section(tmp_path):
 def test_a_cell_says_value_interval_and_seeds():
     assert cell(Estimate(856.4, 840.0, 862.0), seeds=3) == "856 [840, 862] (3)"
     assert cell(Estimate(856.4, 856.4, 856.4), seeds=1) == "856 (1)"
+    assert cell(Estimate(856.4, 856.4, 856.4), seeds=1, counted=False) == "856"
+    assert cell(Estimate(1.26, 1.0, 2.0), digits=1, seeds=2, counted=False) == "1.3 [1.0, 2.0]"
     assert cell(Estimate(1.26, 1.0, 2.0), digits=1) == "1.3 [1.0, 2.0]"
     assert cell(None) == "-"
 
@@ -94,6 +102,8 @@ def test_rows_of_groups(section):
     assert pruned["of dense"] == "80%"
     # Steps 1,000 to 4,000: from 90 to 200, to 300, and from 60 to 801 or 802; dense 500, 500, and to 1,000.
     assert pruned["window"] == "275 [275, 275]"
+    # Left 1, 1/2, 1/8: 197.5 on average until step 3,000 (90 to 200, 200 to 300), and twice what came then, 430.5.
+    assert pruned["by size"] == "353 [353, 353]"
     assert pruned["of dense, %"] == "47 [47, 47]"
     assert pruned["lowest"] == "60 [60, 60]"
     assert pruned["largest fall"] == "410 [410, 410]"  # 500 to 90, and 300 to 60
@@ -119,9 +129,9 @@ def test_what_goes_on_is_compared_with_what_goes_on(tmp_path):
     [found] = sections(read_runs([whole, after, on]))
     rows = {row["cartpole-swingup"]: row for row in each_group(found)}
     assert rows["taylor uniform 90% (init_from a dense run)"]["of dense"] == "50%"
-    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "50 [50, 50]"
-    assert rows["dense (going on)"]["end"] == "800 [800, 800]"
-    assert rows["dense"]["end"] == "500 [500, 500]"
+    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "50"
+    assert rows["dense (going on)"]["end"] == "800"
+    assert rows["dense"]["end"] == "500"
 
 
 def test_milliseconds_of_trained_controllers(monkeypatch):

@@ -1,6 +1,6 @@
 import pytest
 
-from tdmpc_prune.analysis.dip import course, dip, mean_between, window
+from tdmpc_prune.analysis.dip import course, dip, mean_between, mean_by_size, window
 
 ROWS = [
     {"env_step": 0, "eval/return": 100.0},
@@ -20,6 +20,7 @@ def test_the_dip_by_hand():
         "largest_drop": 460.0,
         # Steps 10 to 30: 5 * (850 + 700 + 700 + 860 + 400 + 800 + 800 + 870) / 2 over 20.
         "window_return": 747.5,
+        "window_return_by_size": None,  # it is not said
         "recovery_steps": 10,  # 95% of 870, the run's own best, is 826.5: at step 30
     }
 
@@ -56,6 +57,23 @@ def test_the_course_of_a_return():
 def test_the_window_gives_the_last_removal_as_long_as_the_others(steps, end, until):
     rows = [{"env_step": step, "prune/event": i} for i, step in enumerate(steps)] + [{"env_step": end}]
     assert window(rows) == (10, until)
+
+
+def test_sizes_weigh_alike_however_long_they_lasted():
+    left = {10: 0.5, 20: 0.125}
+    rows = [
+        row | ({"prune/sparsity": 1 - left[row["env_step"]]} if "prune/event" in row else {}) for row in ROWS
+    ]
+    # One halving for 777.5, 850 to 700 and 700 to 860; two for 717.5, 400 to 800 and 800 to 870.
+    assert mean_by_size(rows) == pytest.approx((777.5 + 2 * 717.5) / 3)
+    assert dip(rows)["window_return_by_size"] == mean_by_size(rows)
+    left[20] = 0.25  # a halving each, and ten steps each: as by time
+    even = [
+        row | ({"prune/sparsity": 1 - left[row["env_step"]]} if "prune/event" in row else {}) for row in ROWS
+    ]
+    assert mean_by_size(even) == pytest.approx(747.5)
+    late = [row for row in even if row["env_step"] <= 20]  # nothing was seen after the last removal
+    assert mean_by_size(late) == pytest.approx(777.5)
 
 
 def test_the_mean_over_a_part():

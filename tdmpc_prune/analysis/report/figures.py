@@ -97,7 +97,7 @@ def over_targets(figure: Figure, section: Section) -> None:
     for number, groups in enumerate(members):
         # Else the strokes of all families coincide; but never by more than half a percent.
         aside = min(0.004, 0.01 / len(members)) * (number - (len(members) - 1) / 2)
-        ended = [(group, group.target + aside, end) for group in groups if (end := ends(group))]
+        ended = [(group, group.target + aside, end) for group in groups if (end := ends(group.counted))]
         colors = {look[group.label].color for group in groups}
         color, alpha = (colors.pop(), 1.0) if len(colors) == 1 else (INK, 0.35)
         axes.plot([x for _, x, _ in ended], [end.value for _, _, end in ended], color=color, alpha=alpha)
@@ -270,7 +270,7 @@ def _line(axes: Axes, points: Sequence[Point], style: Look, label: str, among: i
 
 def _level(axes: Axes, group: RunGroup, style: Look) -> None:
     """The end of a dense group, as a line all across."""
-    if end := ends(group):
+    if end := ends(group.counted):
         axes.axhline(
             end.value, color=style.color, linestyle=style.linestyle, linewidth=1.4, label=group.label
         )

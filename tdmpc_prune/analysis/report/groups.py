@@ -167,8 +167,9 @@ def _relevant(run: ReportRun) -> dict[str, Any]:
         and not key.startswith("wandb.")
         and (not run.dense or not key.startswith("prune.") or key == "prune.criterion")
     }
-    # Each seed may begin with a dense run of its own; what counts is whether there is one.
-    return relevant | {"init_from": "a dense run" if run.settings.get("init_from") else "nothing"}
+    # Each seed may begin with a dense run of its own; what counts is whether there is one, and how long it had learned.
+    relevant["init_from"] = "a dense run" if run.settings.get("init_from") else "nothing"
+    return relevant | ({} if run.source_steps is None else {"init_from.steps": run.source_steps})
 
 
 def _kind(run: ReportRun, runs: Sequence[ReportRun]) -> str:

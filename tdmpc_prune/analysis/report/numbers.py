@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,9 @@ from tdmpc_prune.analysis.dip import dip
 from tdmpc_prune.analysis.report.groups import RunGroup, Section
 from tdmpc_prune.analysis.report.runs import ReportRun
 from tdmpc_prune.analysis.statistics import Estimate, Floats, bootstrap
+
+Rows = Sequence[Mapping[str, Any]]
+"""Of one run's metrics.jsonl, in order."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +76,10 @@ def trajectory(group: RunGroup) -> list[Point]:
 
 
 def removals(group: RunGroup) -> list[Removal]:
-    """What each removal did to the outcome, in order."""
+    """What each removal did to the outcome, in order; see `_together`."""
     outcome = group.runs[0].outcome
     found = []
-    for rows in _by_index([run.removals for run in group.runs]):
+    for rows in _by_index(_together([run.removals for run in group.runs])):
         before, after = (
             estimate([r.get(f"prune/{outcome}_{when}") for r in rows]) for when in ("before", "after")
         )
@@ -82,16 +87,31 @@ def removals(group: RunGroup) -> list[Removal]:
     return found
 
 
-def _points(group: RunGroup, parts: Sequence[Sequence[Mapping[str, Any]]], x: str) -> list[Point]:
-    """One point for the first rows of all runs, one for the second, and so on.
-
-    Evaluations of different seeds lie at slightly different steps where episodes end early.
-    """
+def _points(group: RunGroup, parts: Sequence[Rows], x: str) -> list[Point]:
+    """One point for the first rows of all runs, one for the second, and so on; see `_together`."""
     outcome = f"eval/{group.runs[0].outcome}"
-    return [Point(_mean(rows, x), bootstrap([[row[outcome] for row in rows]])) for rows in _by_index(parts)]
+    return [
+        Point(_mean(rows, x), bootstrap([[row[outcome] for row in rows]]))
+        for rows in _by_index(_together(parts))
+    ]
 
 
-def _by_index(parts: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
+def _together(parts: Sequence[Rows]) -> Sequence[Rows]:
+    """Rows of several runs of which the first belong together, the second, and so on; else the longest run's alone.
+
+    Where episodes end early, what is due waits for their ends. Runs with short episodes lie at slightly other steps
+    then; with long ones, several removals can fall together, and the sixth of one run is the third of another.
+    """
+    spacings = [later["env_step"] - row["env_step"] for part in parts for row, later in pairwise(part)]
+    apart = max((steps[-1] - steps[0] for steps in map(_steps, _by_index(parts))), default=0)
+    return parts if apart <= min(spacings, default=inf) / 2 else [max(parts, key=len)]
+
+
+def _steps(rows: Rows) -> list[float]:
+    return sorted(row["env_step"] for row in rows)
+
+
+def _by_index(parts: Sequence[Rows]) -> list[list[Mapping[str, Any]]]:
     longest = max((len(part) for part in parts), default=0)
     return [[part[i] for part in parts if i < len(part)] for i in range(longest)]
 
@@ -158,9 +178,9 @@ def _series(run: ReportRun, prefix: str, relative: bool) -> dict[int, dict[str, 
 # The end
 
 
-def ends(group: RunGroup) -> Estimate | None:
-    """The outcome in the end, of the runs that count."""
-    return estimate([run.last for run in group.counted])
+def ends(runs: Sequence[ReportRun]) -> Estimate | None:
+    """The outcome of runs in the end."""
+    return estimate([run.last for run in runs])
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -185,7 +205,8 @@ def fall(run: ReportRun, section: Section, dense: Estimate | None) -> dict[str, 
     # The dip of -error, with its sign turned back.
     renamed = [{k.replace("/error", "/return"): _turned(k, v) for k, v in row.items()} for row in run.rows]
     found = dip(renamed)
-    turned = {k: -v for k, v in found.items() if k in ("lowest_return", "window_return") and v is not None}
+    outcomes = ("lowest_return", "window_return", "window_return_by_size")
+    turned = {k: -v for k, v in found.items() if k in outcomes and v is not None}
     return found | turned | {"recovery_steps": None} if found else {}
 
 

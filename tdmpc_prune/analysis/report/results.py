@@ -23,7 +23,7 @@ class GroupResult:
     end: Estimate | None
     """The outcome in the end: interquartile mean over seeds and its interval."""
     dense: Estimate | None
-    """The same of the dense runs that it is compared with."""
+    """The same of the dense runs that it is compared with: those of its seeds, or all if it has others."""
     parameters: float | None
     """Left in the end, mean over seeds."""
     sparsity: float
@@ -38,6 +38,8 @@ class GroupResult:
     """The worst outcome measured right after a removal, over seeds."""
     window: Estimate | None
     """Mean outcome while units are removed, over seeds."""
+    by_size: Estimate | None
+    """The same with every halving of the parameters weighing alike, over seeds (`dip.mean_by_size`)."""
     recovery: Estimate | None
     """Environment steps from the last removal to 95% of the dense return, over the seeds that came there."""
     recovered: int
@@ -71,6 +73,7 @@ class GroupResult:
             "ms_p99": self.p99,
             f"{'lowest_return' if runs[0].outcome == 'return' else 'highest_error'}": _interval(self.worst),
             f"window_{runs[0].outcome}": _interval(self.window),
+            f"window_{runs[0].outcome}_by_size": _interval(self.by_size),
             "recovery_steps": self.recovery and self.recovery.value,
             "recovered": self.recovered,
         }
@@ -83,14 +86,14 @@ def results(section: Section, timings: Timings) -> list[GroupResult]:
 
 def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
     reference = section.reference(group)
-    dense = ends(reference) if reference else None
     runs = group.counted
+    dense = ends(_of_seeds(reference.counted, runs)) if reference else None
     falls = [found for run in runs if (found := fall(run, section, dense))]
     times = [timings.of[run.path] for run in runs if run.path in timings.of]
     recoveries = [found["recovery_steps"] for found in falls if found["recovery_steps"] is not None]
     return GroupResult(
         group=group,
-        end=ends(group),
+        end=ends(runs),
         dense=dense,
         parameters=_mean([_size(run, section, "prune/params") for run in runs]),
         sparsity=mean(run.sparsity for run in runs),
@@ -99,10 +102,17 @@ def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
         p99=_mean([time.p99 for time in times]),
         worst=estimate([found["lowest_return"] for found in falls]),
         window=estimate([found["window_return"] for found in falls]),
+        by_size=estimate([found["window_return_by_size"] for found in falls]),
         recovery=estimate(recoveries),
         recovered=len(recoveries),
         removed=len(falls),
     )
+
+
+def _of_seeds(dense: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Sequence[ReportRun]:
+    """The dense runs of the seeds of others, if each of these has one; else all."""
+    seeds = {run.seed for run in runs}
+    return [run for run in dense if run.seed in seeds] if seeds <= {run.seed for run in dense} else dense
 
 
 def _size(run: ReportRun, section: Section, key: str) -> float | None:

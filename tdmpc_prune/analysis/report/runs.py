@@ -100,6 +100,21 @@ class ReportRun:
         stored = self.summary.get("parameters") if self.summary else None
         return self.newest("prune/params") or stored
 
+    @cached_property
+    def source_steps(self) -> int | None:
+        """Steps of the run that it began with; None if it began with none, or that is not there any more."""
+        source = self.settings.get("init_from")
+        for folder in (
+            (Path(source), *Path(source).parents[:2]) if source else ()
+        ):  # a checkpoint lies below its run
+            if _is_run(folder):
+                try:
+                    steps = read_json(RunFolder(folder).config)["config"]["steps"]
+                except (OSError, ValueError, LookupError, TypeError, RecursionError):
+                    return None
+                return steps if _in(steps, *NUMBERS["steps"]) else None
+        return None
+
     def newest(self, key: str) -> Any:
         """The last value of a metric, None if there is none."""
         return next((row[key] for row in reversed(self.rows) if key in row), None)
