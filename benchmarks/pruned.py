@@ -5,6 +5,7 @@ python -m benchmarks.pruned --task walker-walk
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -20,6 +21,12 @@ from tdmpc_prune.pruning.pruner import Pruner
 from tdmpc_prune.speed import Sizes, Subject, Work, alternate, gflop, machine, new_subject
 
 CPU = torch.device("cpu")
+
+# A run has one agent at a time, for whose shapes the compiled products that oneDNN keeps suffice (agents/layers.py).
+# Here a dozen take turns. With as few, each would find its own thrown out: a tenth more for a plan, a fifth for an
+# update.
+for _setting in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    os.environ[_setting] = "4096"
 
 
 @dataclass(frozen=True)

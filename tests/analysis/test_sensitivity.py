@@ -275,7 +275,7 @@ def test_the_picture_holds_every_return():
             "task": "x",
             "env_step": 1,
             "return": returns[0],
-            "parts": [{"part": "q1", "share": 0.5, "return": value} for value in returns[1:]],
+            "parts": [{"part": "q1", "share": 0.5, "removed": 4, "return": value} for value in returns[1:]],
         }
 
     for returns in ((-50, -55, -60), (900, 850, 30)):
