@@ -60,7 +60,10 @@ class Agent:
         self.agent: TDMPC = subject.agent
         self.plan = subject.plan
         prune = PruneConfig(
-            sparsity=sparsity, limits=Limits(round_to=round_to), importance=ImportanceConfig(warmup=1)
+            sparsity=sparsity,
+            compensation="none",
+            limits=Limits(round_to=round_to),
+            importance=ImportanceConfig(warmup=1),
         )
         self.pruner = Pruner(self.agent, prune, prune.schedule_over(100))
         replay = random_replay(self.agent)

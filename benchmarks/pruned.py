@@ -62,7 +62,9 @@ def pruned(options: Options, sizes: Sizes, sparsity: float, round_to: int) -> Su
     subject = new_subject(PRESETS[options.preset], sizes, CPU)
     if sparsity:
         limits = Limits(round_to=round_to)
-        config = PruneConfig(criterion="magnitude", sparsity=sparsity, limits=limits, start=0.0, events=1)
+        config = PruneConfig(
+            criterion="magnitude", sparsity=sparsity, compensation="none", limits=limits, start=0.0, events=1
+        )
         pruner = Pruner(subject.agent, config, config.schedule_over(100))
         pruner.tracker.updates = config.importance.warmup
         pruner.prune(100)

@@ -38,7 +38,9 @@ def main(options: Options) -> None:
     subject = new_subject(PRESETS[options.preset], Sizes(), torch.device("cpu"))
     agent, count = subject.agent, options.removals
     importance = ImportanceConfig(warmup=1)
-    config = PruneConfig(sparsity=0.5, start=0.0, end=1.0, events=count, importance=importance)
+    config = PruneConfig(
+        sparsity=0.5, compensation="none", start=0.0, end=1.0, events=count, importance=importance
+    )
     pruner = Pruner(agent, config, config.schedule_over(10 * count))
     updates, process = Updates(agent, subject.replay, pruner), psutil.Process()
     for event in range(1, count + 1):

@@ -21,7 +21,7 @@ class ActorCritic(nn.Module):
     def components(self):  # the networks, by name
         return dict(self.named_children())
 
-    def trace(self):  # one pass through all of them; what it returns keeps its width
+    def trace(self):  # one pass through all of them; what it returns keeps its width, and goes to no other
         z = self.encoder(torch.zeros(1, 2))
         return [self.actor(z), self.critic(z)]
 
@@ -47,11 +47,13 @@ agent, updates = ActorCritic(), 300
 config = PruneConfig(sparsity=0.8, events=5, importance=ImportanceConfig(warmup=50))
 pruner = Pruner(agent, config, config.schedule_over(updates))
 pruner.check_target()  # refuses a sparsity that the limits do not allow
-for update in range(updates):
+for update in range(1, updates + 1):
     _, cost, predicted = agent.drive(2 * torch.rand(64, 2) - 1)
     agent.optimizer.zero_grad()
     (cost + (predicted - cost.detach()).square()).mean().backward()
-    pruner.observe(agent.parameters())  # after backward, before any clipping
+    pruner.observe(
+        agent.parameters()
+    )  # after backward, before any clipping; anew, since removals replace them
     agent.optimizer.step()
     pruner.advance(update / updates)
     if pruner.due(update):
@@ -67,3 +69,10 @@ stored = ActorCritic()
 cut_to(stored, widths)
 stored.load_state_dict(weights)
 print(f"loaded again: error {stored.error():.4f}")
+
+# To go on learning: these three as well, the optimiser's state after the widths, the pruner's in the end.
+moments, record, scores = agent.optimizer.state_dict(), pruner.record(), pruner.state_dict()
+stored.optimizer.load_state_dict(moments)
+pruner = Pruner(stored, config, config.schedule_over(updates))
+pruner.load(record, scores)
+print(f"goes on at sparsity {pruner.sparsity:.3f}, after {pruner.events} removals")

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_own_agent(tmp_path):
     script = ROOT / "examples" / "own_agent.py"
-    assert len(script.read_text().splitlines()) < 70
+    assert len(script.read_text().splitlines()) < 80
     done = subprocess.run(
         [sys.executable, script],
         capture_output=True,
@@ -26,7 +26,7 @@ def test_own_agent(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    *events, last, again = done.stdout.splitlines()
+    *events, last, again, on = done.stdout.splitlines()
     number = r"(\d\.\d+)"
     found = [re.fullmatch(rf"sparsity {number}: error {number} before, {number} after", e) for e in events]
     sparsity, before, _ = zip(*(map(float, event.groups()) for event in found), strict=True)
@@ -35,6 +35,7 @@ def test_own_agent(tmp_path):
     end = [float(n) for n in re.fullmatch(rf"sparsity {number}: error {number} at the end", last).groups()]
     assert 0.79 <= end[0] == sparsity[-1] <= 0.8
     assert float(re.fullmatch(rf"loaded again: error {number}", again)[1]) == end[1]
+    assert on == f"goes on at sparsity {end[0]:.3f}, after 5 removals"
     # The mass starts one unit away; pruned to a fifth, it comes to rest as the dense agent's does.
     assert before[0] < 0.1
     assert end[1] < 0.1

@@ -36,7 +36,7 @@ class SweepConfig:
     """ray: Ray Tune, here or on a cluster, no account; wandb: create the sweep at W&B and be an agent of it;
     auto: wandb where you are logged in, else ray."""
     sweep_dir: Path | None = None
-    """ray: folder of the sweep; runs/sweep-NAME if none. On a cluster, one that all machines share."""
+    """ray: folder of the sweep; runs/sweep-FILE (of FILE.yaml) if none. On a cluster, one that all machines share."""
     count: int | None = None
     """ray: trials of the whole sweep, the file's run_cap if none; wandb: trials that this agent makes."""
     seed: int = 1

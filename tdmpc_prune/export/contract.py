@@ -40,6 +40,7 @@ HOW_TO = {
         "planner searches with it."
     ),
     "all": (
+        "Where an observation holds a number that is not finite, the action is NaN: send it to no actuator. "
         "All tensors are float32, with a batch of one. Give observations in the order of observation.entries, "
         "raw: nothing is normalised. Actions lie in [-1, 1]; scale -1 to 1 linearly to actuator_low to "
         "actuator_high, unless the simulator's own wrapper does it (envs.make_env does). Hold an action for "

@@ -50,7 +50,8 @@ class PlannerGraph(nn.Module):
     """The whole planner: observation [1, O], mean [1, H, A], noise [1, K] -> action [1, A], next_mean [1, H, A].
 
     All that a control step depends on goes in, and all that the next one needs comes out: `next_mean` is
-    shifted by one step already.
+    shifted by one step already. From an observation that is not finite comes an action that is none (NaN), as of the
+    policy, and `mean` as it was: the planner's search would end at some action that looks like any other.
     """
 
     INPUTS = ("observation", "mean", "noise")
@@ -74,11 +75,13 @@ class PlannerGraph(nn.Module):
         self, model: WorldModel, planner: Planner, observation: Tensor, mean: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The same with another model and planner, for example of another precision."""
-        action, mean = planner.step(
+        action, plan = planner.step(
             model.encode(observation), mean, planner.noise(noise, self.horizon), min_std=self.min_std
         )
         # Not torch.zeros: with a horizon of 1 the output would be a constant, which ONNX does not allow.
-        return action, torch.cat([mean[:, 1:], 0 * mean[:, :1]], dim=1)
+        shifted = torch.cat([plan[:, 1:], 0 * plan[:, :1]], dim=1)
+        finite = observation.isfinite().all(dim=1, keepdim=True)
+        return torch.where(finite, action, torch.nan), torch.where(finite.unsqueeze(2), shifted, mean)
 
     def networks(self) -> list[nn.Module]:
         """What of the model is inside."""

@@ -28,7 +28,8 @@ class Prunable(Protocol):
         """Outputs of one differentiable pass that uses every component, and goes round every loop twice.
 
         Whatever must keep its width (actions, rewards, reconstructions) is an output and is not passed on
-        to another component. Outputs stay apart: adding them up would tie them to each other.
+        to another component: a critic gets constants for its actions. Outputs stay apart: adding them up would tie
+        them to each other.
         """
 
     def mirrors(self) -> Sequence[Mapping[str, nn.Module]]:
@@ -111,15 +112,21 @@ def find_groups(agent: Prunable) -> list[Group]:
         if isinstance(module, nn.Linear | nn.LayerNorm) or not list(module.children())
     }
     with _undisturbed(components):
-        graph = _trace(components, agent.trace)
-        groups = _groups(graph, places)
+        graph, called = _trace(components, agent.trace)
+        groups = _groups(graph, places, called)
         for group in groups:
             _check_positions(group, agent.trace, places)
     return _with_names([g for g in groups if not g.coupling] + [g for g in groups if g.coupling])
 
 
-def _groups(graph: torch_pruning.DependencyGraph, places: Mapping[nn.Module, tuple[str, str]]) -> list[Group]:
+def _groups(
+    graph: torch_pruning.DependencyGraph,
+    places: Mapping[nn.Module, tuple[str, str]],
+    called: set[nn.Module],
+) -> list[Group]:
     missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
+    if unknown := [m for m in missing if m in called]:
+        raise TraceError(_no_unit_layer(unknown[0], places))
     if missing:
         layers = ", ".join(f"{_place(*places[m])} ({type(m).__name__})" for m in missing)
         raise TraceError(f"trace() does not lead through {layers}: every layer must take part")
@@ -136,6 +143,11 @@ def _groups(graph: torch_pruning.DependencyGraph, places: Mapping[nn.Module, tup
     if not groups:
         raise TraceError("trace() connects no two layers: there is nothing to prune")
     return groups
+
+
+def _no_unit_layer(module: nn.Module, places: Mapping[nn.Module, tuple[str, str]]) -> str:
+    kind = type(module).__name__
+    return f"{_place(*places[module])} is a {kind}: units of Linear and LayerNorm can be removed"
 
 
 def _place(component: str, path: str) -> str:
@@ -168,8 +180,12 @@ def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
 
 def _trace(
     components: Mapping[str, nn.Module], trace: Callable[[], Sequence[Tensor]]
-) -> torch_pruning.DependencyGraph:
+) -> tuple[torch_pruning.DependencyGraph, set[nn.Module]]:
+    """The graph, and the modules that trace() leads through: the graph knows only those that it can cut."""
     graph = torch_pruning.DependencyGraph()
+    called: set[nn.Module] = set()
+    modules = {module for component in components.values() for module in component.modules()}
+    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in modules]
     try:
         trace()  # what it raises must not leave torch-pruning's hooks behind
         graph.build_dependency(
@@ -180,7 +196,10 @@ def _trace(
         )
     except Exception as error:
         raise TraceError(f"trace() cannot be followed: {type(error).__name__}: {error}") from error
-    return graph
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return graph, called
 
 
 def _check_positions(
@@ -221,10 +240,17 @@ def _check_position(
     hooks += [module.register_forward_hook(write) for module in writers]
     try:
         with torch.no_grad():
-            trace()
+            outputs = trace()
     finally:
         for hook in hooks:
             hook.remove()
+    marks = [output.isnan() for output in outputs]
+    if any(mark.any() and not mark.all() for mark in marks):  # what sums units up may be returned
+        readers = ", ".join(_place(m.component, m.layer) for m in group.members if m.role == "in")
+        raise TraceError(
+            f"trace() returns the units of {group.name}, and gives them to {readers}: what it returns keeps its width, "
+            "so give other layers constants in its place (a critic, for its actions), or do not return it"
+        )
     for module in layers:
         reads = expected.get((module, "norm")) or expected.get((module, "in")) or set()
         if arrived[module] != reads:
@@ -256,9 +282,7 @@ def _members(
         elif not list(module.parameters(recurse=False)):
             continue
         else:
-            raise TraceError(
-                f"{_place(*places[module])} is a {type(module).__name__}: units of Linear and LayerNorm can be removed"
-            )
+            raise TraceError(_no_unit_layer(module, places))
         if any(not isinstance(getattr(module, n), nn.Parameter | None) for n in ("weight", "bias")):
             raise TraceError(
                 f"{_place(*places[module])} is reparametrised: units of plain layers can be removed"

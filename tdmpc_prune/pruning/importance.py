@@ -49,7 +49,7 @@ class ImportanceTracker:
         self.config, self.groups, self.losses = config, list(groups), losses
         for component in {group.components[0] for group in groups}:
             require(losses is None or component in losses, f"losses says not which loss trains {component!r}")
-        self.updates = 0
+        self.updates = self._updates_here = 0
         """Updates seen so far."""
         self._waiting: list[tuple[Tensor, float]] = []
         self._slices = Slices(self.groups)
@@ -63,6 +63,11 @@ class ImportanceTracker:
     def ready(self) -> bool:
         """Whether the warm-up is over."""
         return self.updates >= self.config.warmup
+
+    @property
+    def blind_updates(self) -> int:
+        """Updates since the last removal, if none of them brought a gradient of what is left; else 0."""
+        return 0 if self._slices.observed else self._updates_here
 
     # Once per update
 
@@ -79,6 +84,7 @@ class ImportanceTracker:
     @torch.no_grad()
     def advance(self, progress: float, taken: Tensor | None = None) -> None:
         """Ends an update at `progress` = t/T of training: what was observed in it counts from now on."""
+        self._updates_here += 1
         if taken is None:
             taken = self._slices.take()
         elif taken.is_cuda:  # a graph writes to it again
@@ -186,7 +192,7 @@ class ImportanceTracker:
         self.groups = list(groups)
         if sum(len(units) for units in staying.values()) == self._slices.units:
             return  # a CUDA graph may go on writing to these slices
-        self._slices = Slices(self.groups)
+        self._slices, self._updates_here = Slices(self.groups), 0
         index = torch.cat([staying[name] for name in self._names]).to(self._slices.device)
         self._averages.keep(index)
         self._energy.keep(index, self._sizes)

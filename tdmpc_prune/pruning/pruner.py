@@ -30,6 +30,8 @@ LOGGED_CRITERIA = (
     "magnitude",
 )
 SHARES = (0.25, 0.5, 0.75)
+WITHOUT_GRADIENTS = ("magnitude", "random")
+"""Criteria that need none."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,9 @@ class Pruner:
 
         Raises:
             TraceError: the agent cannot be traced.
+            ValueError: its optimisers do not hold all that it learns.
         """
+        _check_optimizers(agent)
         self.agent, self.config, self.schedule = agent, config, schedule
         self.groups: list[Group] = find_groups(agent)
         self.size = SizeModel(agent.components(), self.groups)
@@ -120,11 +124,12 @@ class Pruner:
 
     def due(self, step: int) -> bool:
         """Whether a removal is due at this step of the schedule, and scores count by now."""
-        return self.tracker.ready and self.schedule.due(step, self.events)
+        return self.config.enabled and self.tracker.ready and self.schedule.due(step, self.events)
 
     def calibration_due(self, step: int) -> bool:
         """Whether the next removal should know anew what the return can spare."""
-        return self.config.allocation == "calibrated" and self._calibrations_by(step) > self.calibrations
+        asked = self.config.enabled and self.config.allocation == "calibrated"
+        return asked and self._calibrations_by(step) > self.calibrations
 
     def calibrate(self, step: int, measure: Callable[[Mapping[str, Tensor]], float]) -> int:
         """Measures what the return can spare, group by group [ours]; returns how often it measured.
@@ -172,16 +177,23 @@ class Pruner:
 
         Args:
             step: step of the schedule.
-            forward: runs the agent on real data, for what is left to take over what it can; None: it takes over
-                nothing. Called twice where the selection is not by scores.
+            forward: runs the agent on real data, every component, for what is left to take over what it can. Called
+                twice where the selection is not by scores, and not at all where units are only cut.
 
         Raises:
-            ValueError: the allocation is `calibrated`, and a calibration is due that was not made; or the selection
-                is not by scores, and there is no `forward`.
+            ValueError: the allocation is `calibrated`, and a calibration is due that was not made; layers are to take
+                over, and there is no `forward`; or no gradient was observed since the last removal.
         """
         require(
-            forward is not None or self.config.selection == "scores",
-            f"selection is {self.config.selection!r}: give prune what runs the agent on real data",
+            forward is not None or self.config.compensation == "none",
+            f"compensation is {self.config.compensation!r}: give prune what runs the agent on real data, or "
+            "choose 'none'",
+        )
+        blind = self.tracker.blind_updates
+        require(
+            self._criterion in WITHOUT_GRADIENTS or not blind,
+            f"no gradient of this agent's parameters was observed in {blind} updates: call observe after every "
+            "backward pass, with agent.parameters() asked for anew, since removals replace them",
         )
         require(
             not self.calibration_due(step),
@@ -348,6 +360,23 @@ class Pruner:
         }
         require(not self.curves or self.curves.keys() >= self.widths.keys(), "a group has no curve")
         self.tracker.load_state_dict(dict(tensors))
+
+
+def _check_optimizers(agent: Prunable) -> None:
+    """Refuses what would go on training former parameters, or some of the new ones not at all."""
+    optimizers, again = agent.optimizers(), agent.optimizers()
+    require(
+        [id(one) for one in optimizers] == [id(one) for one in again],
+        "optimizers() makes new ones at every call: give those that train the agent, whose moments have to follow",
+    )
+    held = {p for one in optimizers for group in one.param_groups for p in group["params"]}
+    for component, module in agent.components().items():
+        for name, parameter in module.named_parameters():
+            require(
+                parameter in held or not parameter.requires_grad,
+                f"{component}.{name} is in none of optimizers(): after a removal nothing would train it; give its "
+                "optimiser, too, or freeze it (requires_grad False)",
+            )
 
 
 def _count(removal: Mapping[str, Tensor]) -> int:

@@ -48,6 +48,8 @@ class Slices:
         self._owners = {p: {d: o.to(self.device) for d, o in by_dim.items()} for p, by_dim in owners.items()}
         self._seen: set[nn.Parameter] = set()
         self._carried: Tensor | None = None
+        self.observed = False
+        """Whether any gradient was ever added: none is of parameters that a removal has replaced."""
         self.size = torch.tensor(
             [group.unit_parameters for group in groups for _ in range(group.units)],
             dtype=torch.float64,
@@ -61,6 +63,7 @@ class Slices:
         if not self._seen.isdisjoint(observed):  # sums are written, not added: what stands there is kept
             self._carried = self.take()
         self._seen.update(observed)
+        self.observed |= bool(observed)
         if observed not in self._plans:
             self._plans[observed] = _blocks(observed, self._places, self._scratch)
         with one_thread():

@@ -101,7 +101,8 @@ def _check_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
                 if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                     raise ValueError(
                         f"{type(optimizer).__name__} keeps {name} {list(value.shape)} of a parameter "
-                        f"{list(parameter.shape)}: choose an optimiser whose moments have the shape of their parameter"
+                        f"{list(parameter.shape)}: choose an optimiser whose moments have the shape of their "
+                        "parameter, and load its state after cut_to"
                     )
 
 
@@ -153,8 +154,10 @@ def cut_to(agent: Prunable, widths: Mapping[str, int]) -> None:
     groups = find_groups(agent)
     units = {group.name: group.units for group in groups}
     for name, width in widths.items():
-        if not 1 <= width <= units.get(name, 0):
-            raise ValueError(f"group {name!r} is to have {width} units, and has {units.get(name, 0)}")
+        if name not in units:
+            raise ValueError(f"there is no group {name!r}, only {', '.join(units)}")
+        if not 1 <= width <= units[name]:
+            raise ValueError(f"group {name!r} is to have {width} units, and has {units[name]}")
     remove_units(agent, groups, {name: torch.arange(width, units[name]) for name, width in widths.items()})
 
 

@@ -88,7 +88,8 @@ class Sweep:
         )
         self._show()
         if done := len(self._done()):
-            self.say(f"{done} of {self.total} trials are done; the others go on")
+            rest = "; the others go on" if done < self.total else ""
+            self.say(f"{done} of {self.total} trials are done{rest}")
 
     def next_trial(self) -> dict[str, Any] | None:
         """The next trial, or None if there is none any more; one that cannot be trained fails here.

@@ -35,7 +35,9 @@ def new(config=LAPTOP, device="cuda", **importance) -> tuple[TDMPC, ReplayBuffer
         obs, action = draw.normal(size=(101, 5)), draw.uniform(-1, 1, size=(100, 2))
         tensors = [torch.tensor(x, dtype=torch.float32) for x in (obs, action, draw.uniform(size=100))]
         replay.add(Episode(*tensors, terminated=False))
-    prune = PruneConfig(sparsity=0.5, importance=ImportanceConfig(warmup=2, **importance))
+    prune = PruneConfig(
+        sparsity=0.5, compensation="none", importance=ImportanceConfig(warmup=2, **importance)
+    )
     pruner = Pruner(agent, prune, prune.schedule_over(100))
     return agent, replay, pruner, Updates(agent, replay, pruner)
 

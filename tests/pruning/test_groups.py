@@ -35,7 +35,8 @@ class Foreign:
 
 def alone(net, inputs=3):
     """An agent of one network."""
-    return Foreign(lambda: [net(torch.zeros(2, inputs))], net=net)
+    optimizers = [torch.optim.SGD(net.parameters())]
+    return Foreign(lambda: [net(torch.zeros(2, inputs))], optimizers=optimizers, net=net)
 
 
 def places(group):
@@ -306,6 +307,26 @@ def test_constants_before_a_network_s_outputs_are_refused():
     assert not [m for net in (encoder, head) for m in (*net._forward_hooks, *net._forward_pre_hooks)]
 
 
+@pytest.mark.parametrize("action_first", [True, False])
+def test_what_the_trace_returns_goes_to_no_other_layer(action_first):
+    """Or the agent would lose dimensions of its action."""
+    actor, critic = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh()), nn.Linear(5, 1)
+
+    def trace(constants):
+        obs = torch.zeros(1, 3)
+        action = actor(obs)
+        read = [torch.zeros(1, 2) if constants else action, obs]
+        return [action, critic(torch.cat(read if action_first else read[::-1], -1))]
+
+    with pytest.raises(
+        TraceError, match=r"returns the units of actor.2, and gives them to critic: .* for its actions"
+    ):
+        find_groups(Foreign(lambda: trace(False), actor=actor, critic=critic))
+    assert [g.name for g in find_groups(Foreign(lambda: trace(True), actor=actor, critic=critic))] == [
+        "actor.0"
+    ]
+
+
 def test_a_trace_without_a_batch():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert [g.units for g in find_groups(Foreign(lambda: [net(torch.zeros(3))], net=net))] == [4]
@@ -332,7 +353,7 @@ def test_a_component_or_a_layer_that_the_trace_leaves_out_is_refused():
     with pytest.raises(TraceError, match=r"lead through body.3.aux \(Linear\): every layer"):
         find_groups(Foreign(trace, body=body))
     memory = nn.GRUCell(3, 4)
-    with pytest.raises(TraceError, match=r"lead through memory \(GRUCell\)"):
+    with pytest.raises(TraceError, match="memory is a GRUCell: units of Linear and LayerNorm can be removed"):
         find_groups(Foreign(lambda: [head(memory(torch.zeros(1, 3)))], memory=memory, head=head))
 
 

@@ -179,7 +179,8 @@ def test_of_every_group_as_many_go_as_by_scores(tdmpc, batch, allocation):
 def test_without_anything_to_go_by_the_pruner_refuses():
     pruner = pruner_of(twins(), selection="surgeon")
     with pytest.raises(
-        ValueError, match="selection is 'surgeon': give prune what runs the agent on real data"
+        ValueError,
+        match="compensation is 'linear': give prune what runs the agent on real data, or choose 'none'",
     ):
         pruner.prune(100)
     assert pruner.widths == {"net.0": 4}

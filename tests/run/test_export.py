@@ -153,6 +153,28 @@ def test_the_carried_mean_is_that_of_the_planner(exported):
     assert np.abs(mean).max() > 0.01
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_broken_sensor_shows_in_the_action(exported, wrong):
+    """A search among values that are all NaN would end at an action like any other."""
+    _, out, contract = exported
+    assert "not finite, the action is NaN" in contract["how_to"]
+    given = {
+        name: np.full(t["shape"], 0.25, np.float32)
+        for name, t in _entry(exported, "planner")["inputs"].items()
+    }
+    session = onnxruntime.InferenceSession(out / "planner.onnx")
+    action, _ = session.run(None, given)
+    assert np.isfinite(action).all()
+    given["observation"][0, 1] = wrong
+    action, mean = session.run(None, given)
+    assert np.isnan(action).all()
+    np.testing.assert_array_equal(mean, given["mean"])  # as if there had been no such step
+    if not np.isnan(wrong):
+        return
+    policy = onnxruntime.InferenceSession(out / "policy.onnx")
+    assert np.isnan(policy.run(None, {"observation": given["observation"]})[0]).all()
+
+
 def test_the_policy_is_the_agents(exported):
     stored, out, _ = exported
     session = onnxruntime.InferenceSession(out / "policy.onnx")
