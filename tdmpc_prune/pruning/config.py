@@ -143,8 +143,7 @@ class PruneConfig:
     compensation: Compensation = "linear"
     """linear: layers take over what removed units told them, as far as it follows from the others; or none."""
     ridge: float = 0.1
-    """linear: how small the weights are kept that take over. Less keeps more of the outcome at a removal, and is
-    a worse place to learn on from."""
+    """linear: how small the weights are kept that take over. Less keeps more of the outcome at a removal."""
     selection: Selection = "scores"
     """Within a group. scores: the lowest go; surgeon: those that are missed least once the others have taken over,
     by their scores; residual: likewise, whatever their scores."""
