@@ -602,7 +602,7 @@ def test_a_new_agent_takes_widths_and_weights_of_a_pruned_one(tdmpc, inputs):
     cut_to(new, widths)  # nothing to do
     for wrong, said in (
         ({"latent": 10_000}, "'latent' is to have 10000 units"),
-        ({"x": 1}, "'x' is to have 1"),
+        ({"x": 1}, "there is no group 'x', only encoder.0, "),
     ):
         with pytest.raises(ValueError, match=said):
             cut_to(new, wrong)
