@@ -51,9 +51,8 @@ for update in range(1, updates + 1):
     _, cost, predicted = agent.drive(2 * torch.rand(64, 2) - 1)
     agent.optimizer.zero_grad()
     (cost + (predicted - cost.detach()).square()).mean().backward()
-    pruner.observe(
-        agent.parameters()
-    )  # after backward, before any clipping; anew, since removals replace them
+    # After backward, before any clipping; asked for anew, since removals replace them.
+    pruner.observe(agent.parameters())
     agent.optimizer.step()
     pruner.advance(update / updates)
     if pruner.due(update):

@@ -104,16 +104,17 @@ class ReportRun:
     def source_steps(self) -> int | None:
         """Steps of the run that it began with; None if it began with none, or that is not there any more."""
         source = self.settings.get("init_from")
-        for folder in (
-            (Path(source), *Path(source).parents[:2]) if source else ()
-        ):  # a checkpoint lies below its run
-            if _is_run(folder):
-                try:
-                    steps = read_json(RunFolder(folder).config)["config"]["steps"]
-                except (OSError, ValueError, LookupError, TypeError, RecursionError):
-                    return None
-                return steps if _in(steps, *NUMBERS["steps"]) else None
-        return None
+        if not source:
+            return None
+        # A checkpoint lies below its run.
+        folder = next((f for f in (Path(source), *Path(source).parents[:2]) if _is_run(f)), None)
+        if folder is None:
+            return None
+        try:
+            steps = read_json(RunFolder(folder).config)["config"]["steps"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+        return steps if _in(steps, *NUMBERS["steps"]) else None
 
     def newest(self, key: str) -> Any:
         """The last value of a metric, None if there is none."""
