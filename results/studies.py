@@ -125,9 +125,11 @@ def watched(task: str, *setting: object) -> Trial:
 
 
 def validity() -> Iterator[Work]:
-    """Measured damage against scores: while nothing is removed, and in between removals."""
+    """Measured damage against scores: while nothing is removed, and in between removals, compensated and cut only."""
+    gradual = ("--prune.sparsity", 0.8)
+    courses = {"whole": WHOLE, "pruned-80": gradual, "cut-80": (*gradual, "--prune.compensation", "none")}
     for task in (CARTPOLE, WALKER):
-        for name, setting in {"whole": WHOLE, "pruned-80": ("--prune.sparsity", 0.8)}.items():
+        for name, setting in courses.items():
             one = watched(task, *setting)
             yield one
             verb = ("validate", "--moments", "4", "--subsets", "0")
@@ -217,12 +219,12 @@ def harder() -> Iterator[Work]:
 
 
 def allocation() -> Iterator[Work]:
-    """Who gives up how much: the three allocations, and the coupling latent protected, half, or alike."""
+    """Who gives up how much: the three allocations, also cut only, and the latent protected, half, or alike."""
     coupling = of_sweep("coupling")
     for seed in SEEDS[:3]:
         yield dense(CARTPOLE, seed)
-        for kind in ("uniform", "global", "calibrated"):
-            yield pruned(CARTPOLE, seed, 0.9, "--prune.allocation", kind)
+        for more, kind in product(((), ("--prune.compensation", "none")), ("uniform", "global", "calibrated")):
+            yield pruned(CARTPOLE, seed, 0.9, "--prune.allocation", kind, *more)
         yield from (one for one in coupling if one.config.seed == seed)
         yield Measurement(f"sensitivity-{CARTPOLE}-s{seed}", SENSITIVITY, (dense(CARTPOLE, seed),))
     one = watched(CARTPOLE, *DENSE)
@@ -273,8 +275,8 @@ def autoencoder() -> Iterator[Work]:
                 prune = one.config.prune
                 if prune.compensation != "none" and not prune.criterion.startswith("bayesian"):
                     yield trial(*one.words, "--prune.selection", "surgeon")
-        for sparsity in (0.8, 0.9):
-            yield pruned("autoencoder", seed, sparsity, "--prune.selection", "residual")
+        for sparsity, more in product((0.8, 0.9), (("selection", "residual"), ("allocation", "calibrated"))):
+            yield pruned("autoencoder", seed, sparsity, f"--prune.{more[0]}", more[1])
 
 
 STUDIES = {

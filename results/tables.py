@@ -111,7 +111,7 @@ def criterion(group: RunGroup) -> str:
     return str(group.settings["prune.criterion"])
 
 
-MANNERS = ("", "surgeon", "residual", "cut only")
+MANNERS = ("", "calibrated", "surgeon", "residual", "cut only")
 """How units go, in the order of a table's rows; first by their scores, compensated."""
 
 
@@ -119,6 +119,8 @@ def manner(group: RunGroup) -> str:
     """Which of `MANNERS` a pruned group's is."""
     if group.settings.get("prune.compensation", "none") == "none":
         return "cut only"
+    if group.settings.get("prune.allocation") == "calibrated":
+        return "calibrated"
     selection = str(group.settings.get("prune.selection", "scores"))
     return "" if selection == "scores" else selection
 
