@@ -223,7 +223,9 @@ def allocation() -> Iterator[Work]:
     coupling = of_sweep("coupling")
     for seed in SEEDS[:3]:
         yield dense(CARTPOLE, seed)
-        for more, kind in product(((), ("--prune.compensation", "none")), ("uniform", "global", "calibrated")):
+        for more, kind in product(
+            ((), ("--prune.compensation", "none")), ("uniform", "global", "calibrated")
+        ):
             yield pruned(CARTPOLE, seed, 0.9, "--prune.allocation", kind, *more)
         yield from (one for one in coupling if one.config.seed == seed)
         yield Measurement(f"sensitivity-{CARTPOLE}-s{seed}", SENSITIVITY, (dense(CARTPOLE, seed),))
