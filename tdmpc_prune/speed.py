@@ -297,8 +297,11 @@ def machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's name."""
+    """The processor's name, and on Linux its family and model: names may be as little as `AMD EPYC`."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in said:
+        return platform.processor() or platform.machine()
+    kind = f" {said['cpu family']}/{said['model']}" if {"cpu family", "model"} <= said.keys() else ""
+    return said["model name"] + kind
