@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
-from tdmpc_prune.reading import LARGEST_COUNT, printable, read_json, read_rows
+from tdmpc_prune.reading import (
+    LARGEST_COUNT,
+    METRICS_BYTES,
+    parse_json,
+    printable,
+    read_bytes,
+    read_json,
+    read_rows,
+)
 from tdmpc_prune.run_folder import RunFolder, earlier, flatten
 
 WORDS = ("task", "preset", "prune.criterion", "prune.allocation", "prune.schedule")
@@ -22,6 +30,8 @@ NUMBERS: Mapping[str, tuple[type, float, float]] = {
     "prune.sparsity": (float, 0, 1),
 }
 """Settings that are numbers: of what kind, from what to what."""
+TRIALS = "trials.jsonl"
+"""What happened to a sweep's trials, beside the folder `runs` that they are in."""
 LARGEST = 1e100
 """A larger number, like one that is not finite, says that something broke down, and its square is none."""
 
@@ -42,6 +52,8 @@ class ReportRun:
     """Rows of metrics.jsonl, in order; numbers that are not finite are left out."""
     summary: Mapping[str, Any] | None
     """What a finished run came to."""
+    fate: str = ""
+    """Why its sweep lets it end before its last step."""
 
     @property
     def task(self) -> str:
@@ -129,8 +141,9 @@ def read_runs(paths: Iterable[Path]) -> list[ReportRun]:
     """
     folders = list({folder.resolve(): folder for path in paths for folder in _find(path)}.values())
     names = [folder.resolve().name for folder in folders]
+    fates = cache(_fates)
     return [
-        _read(folder, printable(name if names.count(name) == 1 else str(folder)))
+        _read(folder, printable(name if names.count(name) == 1 else str(folder)), fates)
         for folder, name in zip(folders, names, strict=True)
     ]
 
@@ -158,7 +171,7 @@ def _is_run(path: Path) -> bool:
     return folder.config.is_file() and folder.metrics.is_file()
 
 
-def _read(path: Path, name: str) -> ReportRun:
+def _read(path: Path, name: str, fates: Callable[[Path], Mapping[str, str]]) -> ReportRun:
     folder = RunFolder(path)
     try:
         about = read_json(folder.config)
@@ -166,7 +179,9 @@ def _read(path: Path, name: str) -> ReportRun:
             printable(key): _plain(value) for key, value in earlier(flatten(about.pop("config"))).items()
         }
         about = {key: printable(value) for key, value in about.items() if isinstance(value, str)}
-        run = ReportRun(path, name, settings, about, _rows(folder.metrics), _summary(folder.summary))
+        rows, summary = _rows(folder.metrics), _summary(folder.summary)
+        fate = fates(path.resolve().parent).get(path.resolve().name, "")
+        run = ReportRun(path, name, settings, about, rows, summary, fate)
         _check(run)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
@@ -196,6 +211,23 @@ def _in(value: Any, kind: type, low: float, high: float) -> bool:
 def _plain(value: Any) -> Any:
     """A setting as words and numbers, without what a terminal or a page could take for more."""
     return value if isinstance(value, bool | int | float | None) else printable(str(value))
+
+
+def _fates(runs: Path) -> dict[str, str]:
+    """Why trials in a sweep's folder `runs` are not to come to their ends, by their folders' names.
+
+    Of none where there is no sweep, or what it noted is damaged, which is no run's fault.
+    """
+    found: dict[str, str] = {}
+    try:
+        for line in read_bytes(runs.parent / TRIALS, METRICS_BYTES).splitlines():
+            event = parse_json(line, TRIALS)
+            if status := event.get("status"):
+                reasons = {"stopped": "stopped early by its sweep", "failed": f"failed: {event.get('error')}"}
+                found[f"{event['trial']:04d}"] = printable(reasons.get(status, ""))[:200]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return found
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -48,12 +48,11 @@ def plural(count: int, word: str) -> str:
 
 
 def status(run: ReportRun) -> str:
-    """Whether a run is finished, and how far it is if not."""
-    return (
-        "finished"
-        if run.finished
-        else f"unfinished ({run.env_step:,} of {int(run.settings['steps']):,} steps)"
-    )
+    """Whether a run is finished, and if not how far it is, and what its sweep says of it."""
+    if run.finished:
+        return "finished"
+    far = f"{run.env_step:,} of {int(run.settings['steps']):,} steps"
+    return f"unfinished ({far}{'; ' * bool(run.fate)}{run.fate})"
 
 
 def findings(
