@@ -267,7 +267,7 @@ def deadline() -> Iterator[Work]:
 
 
 def autoencoder() -> Iterator[Work]:
-    """sweeps/autoencoder.yaml, seed by seed, with dense ones."""
+    """sweeps/autoencoder.yaml, seed by seed, with dense ones; other selections and allocations."""
     grid = of_sweep("autoencoder")
     for seed in SEEDS:
         yield dense("autoencoder", seed)
@@ -277,8 +277,11 @@ def autoencoder() -> Iterator[Work]:
                 prune = one.config.prune
                 if prune.compensation != "none" and not prune.criterion.startswith("bayesian"):
                     yield trial(*one.words, "--prune.selection", "surgeon")
-        for sparsity, more in product((0.8, 0.9), (("selection", "residual"), ("allocation", "calibrated"))):
-            yield pruned("autoencoder", seed, sparsity, f"--prune.{more[0]}", more[1])
+        kinds = {"selection": ("residual",), "allocation": ("global", "calibrated"), "limits.coupling": (0,)}
+        for sparsity, (setting, values) in product((0.8, 0.9), kinds.items()):
+            yield from (
+                pruned("autoencoder", seed, sparsity, f"--prune.{setting}", value) for value in values
+            )
 
 
 STUDIES = {

@@ -111,7 +111,7 @@ def criterion(group: RunGroup) -> str:
     return str(group.settings["prune.criterion"])
 
 
-MANNERS = ("", "calibrated", "surgeon", "residual", "cut only")
+MANNERS = ("", "coupling whole", "global", "calibrated", "surgeon", "residual", "cut only")
 """How units go, in the order of a table's rows; first by their scores, compensated."""
 
 
@@ -119,8 +119,10 @@ def manner(group: RunGroup) -> str:
     """Which of `MANNERS` a pruned group's is."""
     if group.settings.get("prune.compensation", "none") == "none":
         return "cut only"
-    if group.settings.get("prune.allocation") == "calibrated":
-        return "calibrated"
+    if group.settings.get("prune.limits.coupling") == 0:
+        return "coupling whole"
+    if (allocation := group.settings.get("prune.allocation", "uniform")) != "uniform":
+        return str(allocation)
     selection = str(group.settings.get("prune.selection", "scores"))
     return "" if selection == "scores" else selection
 

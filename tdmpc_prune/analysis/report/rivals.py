@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from tdmpc_prune.analysis.report.canvas import COLOURS, INK
+from tdmpc_prune.analysis.report.canvas import COLOURS, INK, MARKERS
 from tdmpc_prune.analysis.report.figures import plain_ticks
 from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent
 from tdmpc_prune.analysis.report.results import GroupResult
@@ -46,10 +46,11 @@ def side_by_side(figure: Figure, section: Section, results: Sequence[GroupResult
     for line, (target, found) in zip(grid, rivals.items(), strict=True):
         for axes, name in zip(line, measures, strict=True):
             for row, result in enumerate(found):
-                color = COLOURS[manners.index(manner(result.group)) % len(COLOURS)]
+                turn, color_index = divmod(manners.index(manner(result.group)), len(COLOURS))
+                color, marker = COLOURS[color_index], MARKERS[turn % len(MARKERS)]
                 if value := MEASURES[name](result):
                     axes.hlines(row, value.low, value.high, color=color, linewidth=1.8)
-                    axes.plot(value.value, row, "o", markersize=4, color=color)
+                    axes.plot(value.value, row, marker, markersize=4, color=color)
             for end in {r.dense for r in found if r.dense}:
                 axes.axvline(end.value, color=INK, linestyle="--", linewidth=1.2)
             axes.set_title(name if target == min(rivals) else "", fontsize=9)
