@@ -208,7 +208,7 @@ def test_sensitivity_over_seeds(monkeypatch):
     monkeypatch.setattr(measurements, "_measurements", lambda study: [*named, *others])
     [table] = sensitivity("harder")
     assert table.startswith("walker-walk, one part cut")
-    assert "undisturbed return 850 [800, 900] (2)" in table
+    assert "undisturbed return 850:" in table
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert rows[0] == ["part", "units", "without 50%", "without 80%"]
     assert rows[2] == ["q1", "1,500", "750 [700, 800] (2)", "675 [650, 700] (2)"]
