@@ -23,13 +23,14 @@ from filelock import FileLock, Timeout
 
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.places import check_folder
-from tdmpc_prune.reading import parse_json, read_json
+from tdmpc_prune.reading import METRICS_BYTES, parse_json, printable, read_bytes, read_json
 from tdmpc_prune.run_folder import provenance, write_json
 from tdmpc_prune.sweep.definition import Definition
 from tdmpc_prune.sweep.search import Proposal
 
 Status = Literal["open", "finished", "stopped", "failed"]
 """open: not at its end; stopped: early, because it lagged behind."""
+EVENTS = "trials.jsonl"
 MAY_CHANGE = ("name", "description", "run_cap")
 """Keys of a file that may change while a sweep goes on: how it is called, and how far it goes."""
 
@@ -51,7 +52,29 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of its run folder."""
-        return f"{self.number:04d}"
+        return run_name(self.number)
+
+
+def run_name(number: int) -> str:
+    """Name of a trial's run folder."""
+    return f"{number:04d}"
+
+
+def endings(runs: Path) -> dict[str, str]:
+    """Why trials whose run folders lie in `runs` are not to come to their ends, by the folders' names.
+
+    Nothing where there is no sweep, or what it noted is damaged: that is no fault of its runs.
+    """
+    found: dict[str, str] = {}
+    try:
+        for line in read_bytes(runs.parent / EVENTS, METRICS_BYTES).splitlines():
+            event = parse_json(line, EVENTS)
+            if status := event.get("status"):
+                reasons = {"stopped": "stopped early by its sweep", "failed": f"failed: {event.get('error')}"}
+                found[run_name(event["trial"])] = printable(reasons.get(status, ""))[:200]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+    return found
 
 
 class SweepFolder:
@@ -63,7 +86,7 @@ class SweepFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.about = path / "sweep.json"
-        self.events = path / "trials.jsonl"
+        self.events = path / EVENTS
         self.table = path / "trials.csv"
         self.trials: dict[int, Trial] = {}
         self._lock = FileLock(path / "lock")

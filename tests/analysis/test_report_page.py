@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from itertools import product
 
 import matplotlib.image
 import numpy as np
@@ -373,6 +374,16 @@ def test_groups_side_by_side(tmp_path):
         ]
     assert window.get_ylabel() == "80% removed"
     assert ends.get_ylim()[0] > ends.get_ylim()[1]  # the first is uppermost
+
+
+def test_more_manners_than_colours_look_different(tmp_path):
+    kinds = ("geometric", "cosine", "cubic", "linear")
+    for schedule, kind in product(kinds, ("uniform", "global")):
+        name = f"{schedule}-{kind}"
+        write_run(tmp_path / name, prune__schedule=schedule, prune__allocation=kind)
+    section = only_section(tmp_path)
+    (ends, *_), _ = drawn(rivals.side_by_side, section=section, results=results(section, Timings({}, "")))
+    assert len({(line.get_color(), line.get_marker()) for line in ends.lines}) == 8
 
 
 def test_of_errors_the_lowest_is_uppermost(tmp_path):

@@ -9,6 +9,8 @@ from tdmpc_prune.analysis.report.groups import sections
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.words import status
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.sweep.folder import SweepFolder
+from tdmpc_prune.sweep.search import Proposal
 
 DENSE_PARAMETERS = 1000
 WIDTHS = {"encoder.0": 16, "latent": 8}
@@ -219,27 +221,26 @@ def test_a_prolonged_run_is_unfinished_until_its_new_end(tmp_path):
     assert not read_runs([path])[0].finished
 
 
-def sweep_of(folder, *events):
-    """Two trials of a sweep, neither at its end, and what the sweep noted."""
-    runs = [write_run(folder / "runs" / f"{number:04d}", finished=False) for number in (1, 2)]
-    (folder / "trials.jsonl").write_text("".join(f"{event}\n" for event in events))
-    return runs
+def sweep_of(path):
+    """A sweep and two trials of it, neither at its end."""
+    sweep = SweepFolder(path)
+    trials = [sweep.propose(number, Proposal({}, {})) for number in (1, 2)]
+    return sweep, [write_run(sweep.run(trial), finished=False) for trial in trials]
 
 
 @pytest.mark.parametrize(
-    ("event", "fate"),
+    ("ended", "fate"),
     [
-        ({"trial": 2, "status": "stopped", "value": 1.0, "error": None}, "stopped early by its sweep"),
-        (
-            {"trial": 2, "status": "failed", "value": None, "error": "no room\x1b[2J"},
-            r"failed: no room\x1b[2J",
-        ),
-        ({"trial": 2, "status": "finished", "value": 1.0, "error": None}, ""),
-        ({"trial": 2, "values": {}, "point": {}}, ""),
+        ({"status": "stopped", "value": 1.0}, "stopped early by its sweep"),
+        ({"status": "failed", "error": "no room\x1b[2J"}, r"failed: no room\x1b[2J"),
+        ({"status": "finished", "value": 1.0}, ""),
+        ({}, ""),
     ],
 )
-def test_what_its_sweep_says_of_an_unfinished_run(event, fate, tmp_path):
-    runs = sweep_of(tmp_path, json.dumps({"trial": 1, "values": {}, "point": {}}), json.dumps(event))
+def test_what_its_sweep_says_of_an_unfinished_run(ended, fate, tmp_path):
+    sweep, runs = sweep_of(tmp_path)
+    if ended:
+        sweep.end(2, **ended)
     assert [run.fate for run in read_runs(runs)] == ["", fate]
     (told,) = read_runs(runs[1:])
     assert status(told) == f"unfinished (2,000 of 2,000 steps{'; ' * bool(fate)}{fate})"
@@ -247,10 +248,13 @@ def test_what_its_sweep_says_of_an_unfinished_run(event, fate, tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[]", '{"trial": "x", "status": "failed"}', '{"status": "failed"}', '{"trial": 1, "status": []}'],
+    ["{", "[]", '{"trial": "x", "status": "failed"}', '{"status": "failed"}', '{"trial": 1, "status": [1]}'],
 )
 def test_a_sweep_whose_notes_are_damaged_says_nothing(line, tmp_path):
-    assert [run.fate for run in read_runs(sweep_of(tmp_path, line))] == ["", ""]
+    sweep, runs = sweep_of(tmp_path)
+    sweep.end(1, "stopped")
+    sweep.events.write_text(sweep.events.read_text() + line + "\n")
+    assert [run.fate for run in read_runs(runs)] == ["", ""]
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path):

@@ -12,14 +12,12 @@ from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.reading import (
     LARGEST_COUNT,
-    METRICS_BYTES,
-    parse_json,
     printable,
-    read_bytes,
     read_json,
     read_rows,
 )
 from tdmpc_prune.run_folder import RunFolder, earlier, flatten
+from tdmpc_prune.sweep.folder import endings
 
 WORDS = ("task", "preset", "prune.criterion", "prune.allocation", "prune.schedule")
 """Settings that are words."""
@@ -30,8 +28,6 @@ NUMBERS: Mapping[str, tuple[type, float, float]] = {
     "prune.sparsity": (float, 0, 1),
 }
 """Settings that are numbers: of what kind, from what to what."""
-TRIALS = "trials.jsonl"
-"""What happened to a sweep's trials, beside the folder `runs` that they are in."""
 LARGEST = 1e100
 """A larger number, like one that is not finite, says that something broke down, and its square is none."""
 
@@ -141,7 +137,7 @@ def read_runs(paths: Iterable[Path]) -> list[ReportRun]:
     """
     folders = list({folder.resolve(): folder for path in paths for folder in _find(path)}.values())
     names = [folder.resolve().name for folder in folders]
-    fates = cache(_fates)
+    fates = cache(endings)
     return [
         _read(folder, printable(name if names.count(name) == 1 else str(folder)), fates)
         for folder, name in zip(folders, names, strict=True)
@@ -211,23 +207,6 @@ def _in(value: Any, kind: type, low: float, high: float) -> bool:
 def _plain(value: Any) -> Any:
     """A setting as words and numbers, without what a terminal or a page could take for more."""
     return value if isinstance(value, bool | int | float | None) else printable(str(value))
-
-
-def _fates(runs: Path) -> dict[str, str]:
-    """Why trials in a sweep's folder `runs` are not to come to their ends, by their folders' names.
-
-    Of none where there is no sweep, or what it noted is damaged, which is no run's fault.
-    """
-    found: dict[str, str] = {}
-    try:
-        for line in read_bytes(runs.parent / TRIALS, METRICS_BYTES).splitlines():
-            event = parse_json(line, TRIALS)
-            if status := event.get("status"):
-                reasons = {"stopped": "stopped early by its sweep", "failed": f"failed: {event.get('error')}"}
-                found[f"{event['trial']:04d}"] = printable(reasons.get(status, ""))[:200]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {}
-    return found
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
