@@ -161,7 +161,7 @@ class PruneConfig:
     eval_episodes: int = 3
     """Episodes right before and right after every removal; 0: none."""
     calibrations: int = 2
-    """calibrated: how many events measure anew what the return can spare."""
+    """calibrated: how many removals, the first one included, measure anew what the return can spare."""
     calibration_episodes: int = 3
     """calibrated: episodes per measurement."""
     limits: Limits = field(default_factory=Limits)

@@ -127,8 +127,8 @@ class Pruner:
         return self.config.enabled and self.tracker.ready and self.schedule.due(step, self.events)
 
     def calibration_due(self, step: int) -> bool:
-        """Whether the next removal should know anew what the return can spare."""
-        asked = self.config.enabled and self.config.allocation == "calibrated"
+        """Whether the next removal should know anew what the return can spare, and scores count by now."""
+        asked = self.config.enabled and self.config.allocation == "calibrated" and self.tracker.ready
         return asked and self._calibrations_by(step) > self.calibrations
 
     def calibrate(self, step: int, measure: Callable[[Mapping[str, Tensor]], float]) -> int:
@@ -230,12 +230,9 @@ class Pruner:
 
         Where the selection is not by scores, it decides how many of every group.
         """
-        allocation = self.config.allocation
-        if allocation == "calibrated" and self.curves is None:
-            allocation = "uniform"  # until the first calibration
-        ranked = self.tracker.normalised if allocation == "global" else self.tracker.scores
+        ranked = self.tracker.normalised if self.config.allocation == "global" else self.tracker.scores
         return allocate(
-            allocation,
+            self.config.allocation,
             self.groups,
             ranked(self._criterion),
             self.size,
@@ -260,10 +257,9 @@ class Pruner:
         return sum(event <= step for event in self.schedule.event_steps())
 
     def _calibrations_by(self, step: int) -> int:
-        """Calibrations whose time has come: evenly spread over the events, none at the very first of many."""
-        count, parts = len(self.schedule.event_steps()), self.config.calibrations + 1
-        first_events = (max(round(count * i / parts), 1) for i in range(1, parts))
-        return sum(event <= self._events_by(step) for event in first_events)
+        """Calibrations whose time has come: the first before anything goes, the others evenly spread over the events."""
+        count, calibrations = len(self.schedule.event_steps()), self.config.calibrations
+        return sum(1 + count * i // calibrations <= self._events_by(step) for i in range(calibrations))
 
     @property
     def _criterion(self) -> str:
