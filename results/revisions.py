@@ -47,6 +47,11 @@ REVISIONS = (
         "compensation knew what LayerNorm over fewer units does",
         _compensated_agent,
     ),
+    Revision(
+        "418bd69b56e7",
+        "`calibrated` measured before the first removal",
+        lambda own: own.get("prune.criterion", "none") != "none" and own["prune.allocation"] == "calibrated",
+    ),
 )
 
 

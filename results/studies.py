@@ -201,7 +201,8 @@ def harder() -> Iterator[Work]:
             yield pruned(WALKER, seed, 0.9, *more)
         yield trial(WALKER, "--seed", seed, *DENSE, after=whole)
         calibrated = ("--prune.allocation", "calibrated")
-        for more in ((), whole_latent, recovering, SPARED, recipe, calibrated):
+        by_itself = (*calibrated, *gentle, *recovering)
+        for more in ((), whole_latent, recovering, SPARED, recipe, calibrated, by_itself):
             yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.9, *more, after=whole)
         yield trial(WALKER, "--seed", seed, "--prune.sparsity", 0.8, *SPARED_MORE, after=whole)
         yield Measurement(f"sensitivity-{WALKER}-s{seed}", SENSITIVITY, (whole,))
