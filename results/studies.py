@@ -43,6 +43,10 @@ SMALL = {
 left at a sparsity; in the proportions of the laptop preset, but four latent units at least."""
 
 
+SMALL_AUTOENCODERS = (25, 12)
+"""Hidden widths of dense autoencoders with as many parameters, to 3%, as are left at 80 and 90%, and a whole code."""
+
+
 @dataclass(frozen=True)
 class Study:
     """A question and what answers it."""
@@ -268,21 +272,23 @@ def deadline() -> Iterator[Work]:
 
 
 def autoencoder() -> Iterator[Work]:
-    """sweeps/autoencoder.yaml, seed by seed, with dense ones; other selections and allocations."""
-    grid = of_sweep("autoencoder")
+    """sweeps/autoencoder.yaml, seed by seed, with dense ones, whole and small; other selections and allocations."""
+    grid, alike = of_sweep("autoencoder"), ("--prune.allocation", "uniform")
     for seed in SEEDS:
         yield dense("autoencoder", seed)
+        yield from (dense("autoencoder", seed, "--agent.hidden-dim", width) for width in SMALL_AUTOENCODERS)
         for one in grid:
             if one.config.seed == seed:
                 yield replace(one, scores=seed == 1)
                 prune = one.config.prune
                 if prune.compensation != "none" and not prune.criterion.startswith("bayesian"):
                     yield trial(*one.words, "--prune.selection", "surgeon")
-        kinds = {"selection": ("residual",), "allocation": ("global", "calibrated"), "limits.coupling": (0,)}
-        for sparsity, (setting, values) in product((0.8, 0.9), kinds.items()):
-            yield from (
-                pruned("autoencoder", seed, sparsity, f"--prune.{setting}", value) for value in values
-            )
+        for sparsity in (0.8, 0.9):
+            line = ("autoencoder", seed, sparsity)
+            yield pruned(*line, *alike, "--prune.selection", "residual")
+            yield pruned(*line, *alike, "--prune.limits.coupling", 0)
+            yield pruned(*line, "--prune.allocation", "global")
+            yield from (pruned(*line, "--prune.criterion", criterion) for criterion in CRITERIA)
 
 
 STUDIES = {

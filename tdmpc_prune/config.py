@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -241,6 +242,8 @@ class AutoencoderTrainConfig(TrainConfig):
     """Updates between two checkpoints; SIGINT and SIGTERM save one, too."""
     agent: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     """The autoencoder."""
+    prune: PruneConfig = field(default_factory=partial(PruneConfig, allocation="calibrated"))
+    """Pruning. What each group can spare is measured unless told otherwise: the code next to nothing."""
 
     def _check(self) -> None:
         super()._check()
