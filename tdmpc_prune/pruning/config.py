@@ -193,7 +193,11 @@ class PruneConfig:
                 "takes other units than allocation 'calibrated' measures",
                 ", or allocation 'uniform'",
             ),
-            (guarded, f"has no regard for the guard of {self.criterion!r} (importance.guard 0 is without)", ""),
+            (
+                guarded,
+                f"has no regard for the guard of {self.criterion!r} (importance.guard 0 is without)",
+                "",
+            ),
         ):
             require(
                 self.selection == "scores" or not counts_on_scores,

@@ -257,7 +257,7 @@ class Pruner:
         return sum(event <= step for event in self.schedule.event_steps())
 
     def _calibrations_by(self, step: int) -> int:
-        """Calibrations whose time has come: the first before anything goes, the others evenly spread over the events."""
+        """Calibrations whose time has come: the first before anything goes, the others evenly spread."""
         count, calibrations = len(self.schedule.event_steps()), self.config.calibrations
         return sum(1 + count * i // calibrations <= self._events_by(step) for i in range(calibrations))
 

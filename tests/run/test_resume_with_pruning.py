@@ -89,7 +89,9 @@ def test_the_runs_are_worth_comparing(name, whole):
     stored = json.loads((checkpoints(path)[-1] / "state.json").read_text())
     assert stored["progress"]["calibration_episodes"] == sum(measured)
     if "calibrated" in name:
-        assert sum(n > 0 for n in measured) == stored["pruner"]["calibrations"] == (3 if "random" in name else 1)
+        assert (
+            sum(n > 0 for n in measured) == stored["pruner"]["calibrations"] == (3 if "random" in name else 1)
+        )
         assert max(measured) == 37  # the whole, and three shares of twelve groups
     else:
         assert sum(measured) == 0 == labels.count("calibration")
