@@ -186,8 +186,13 @@ def to_json(config: TrainConfig) -> dict[str, Any]:
 
 
 def earlier(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run under dotted names, with what it did before there were all of today's."""
+    """Settings of a run under dotted names, with what it did before there were all of today's.
+
+    How calibrations are made is left out where none are: its default was another once.
+    """
     criterion = settings.get("prune.criterion", "none")
+    if criterion == "none" or settings.get("prune.allocation") != "calibrated":
+        settings = {k: v for k, v in settings.items() if not k.startswith("prune.calibration")}
     if criterion == "none":
         return settings
     known = {"prune.compensation": "none", "prune.selection": "scores", "prune.recovery": 0} | settings

@@ -293,6 +293,24 @@ def test_bayesian_runs_of_before_the_guard_could_relax_go_on_with_theirs(folder)
             stored.check(now)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "allocation", "refused"),
+    [("taylor", "calibrated", True), ("taylor", "uniform", False), ("none", "calibrated", False)],
+)
+def test_another_number_of_calibrations_counts_where_there_are_any(folder, criterion, allocation, refused):
+    """The default was another once: what it decides nothing of goes on."""
+    stored = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    prune = PruneConfig(criterion=criterion, allocation=allocation)
+    now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=prune)
+    write_json(stored.config, {"config": to_json(replace(now, prune=replace(prune, calibrations=2)))})
+    if refused:
+        with pytest.raises(UserError, match=r"prune.calibrations \(stored 2, now 3\)"):
+            stored.check(now)
+    else:
+        stored.check(now)
+
+
 @pytest.mark.parametrize("criterion", [True, ["bayesian"], 7, None])
 def test_a_damaged_criterion_is_another_setting(folder, criterion):
     """The fuzzer found it: a criterion that is no text was asked how it starts."""
