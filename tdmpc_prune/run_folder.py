@@ -164,9 +164,9 @@ class RunFolder:
             stored = flatten(read_json(self.config)["config"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
-        wanted = flatten(to_json(config))
         # A setting that an earlier version did not know was what it is by default, but for some.
-        stored = flatten(to_json(type(config)(task=config.task))) | earlier(stored)
+        usual = flatten(to_json(type(config)(task=config.task)))
+        stored, wanted = (usual | earlier(settings) for settings in (stored, flatten(to_json(config))))
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{printable(key[:80])} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"

@@ -303,7 +303,9 @@ def test_another_number_of_calibrations_counts_where_there_are_any(folder, crite
     folder.mkdir(exist_ok=True)
     prune = PruneConfig(criterion=criterion, allocation=allocation)
     now = replace(preset_defaults("laptop", "cartpole-swingup"), prune=prune)
-    write_json(stored.config, {"config": to_json(replace(now, prune=replace(prune, calibrations=2)))})
+    other = replace(now, prune=replace(prune, calibrations=2))
+    write_json(stored.config, {"config": to_json(other)})
+    stored.check(other)
     if refused:
         with pytest.raises(UserError, match=r"prune.calibrations \(stored 2, now 3\)"):
             stored.check(now)
