@@ -186,22 +186,17 @@ class PruneConfig:
             f"start is {self.start} and end {self.end}; choose shares of training, 0 <= start < end <= 1",
         )
         guarded = self.criterion.startswith("bayesian") and self.importance.guard > 0
-        for counts_on_scores, why, other in (
-            (self.compensation == "none", "counts on compensation, but that is 'none'", ""),
+        for counts_on_scores, why in (
+            (self.compensation == "none", "counts on compensation, but that is 'none'"),
             (
                 self.allocation == "calibrated",
-                "takes other units than allocation 'calibrated' measures",
-                ", or allocation 'uniform'",
+                "takes other units than allocation 'calibrated' measures ('uniform' measures none)",
             ),
-            (
-                guarded,
-                f"has no regard for the guard of {self.criterion!r} (importance.guard 0 is without)",
-                "",
-            ),
+            (guarded, f"has no regard for the guard of {self.criterion!r} (importance.guard 0 is without)"),
         ):
             require(
                 self.selection == "scores" or not counts_on_scores,
-                f"selection is {self.selection!r}, which {why}: choose 'scores'{other}",
+                f"selection is {self.selection!r}, which {why}: choose 'scores'",
             )
         # Moments are sums of float32 products: less would fit their rounding.
         require(1e-4 <= self.ridge <= 1e4, f"ridge is {self.ridge}; choose 0.0001 to 10000, 0.1 for example")

@@ -289,7 +289,7 @@ SLIPS = {
     ),
     "selection and calibrated": (
         [*TASK, "--prune.selection", "residual", "--prune.allocation", "calibrated"],
-        "takes other units than allocation 'calibrated' measures: choose 'scores'",
+        "takes other units than allocation 'calibrated' measures ('uniform' measures none): choose 'scores'",
     ),
     "selection and guard": (
         [*TASK, "--prune.selection", "surgeon", "--prune.criterion", "bayesian"],
