@@ -62,7 +62,7 @@ REMOVAL = {"prune/event", "prune/scheduled", "prune/removed_units", "prune/postp
 
 class _Pruner(BaseModel):
     events: Count
-    calibrations: Count
+    calibrated_at: Annotated[FiniteFloat, Field(strict=True)] | None = None
     initial_widths: dict[str, Width]
     curves: dict[str, Curve] | None
 

@@ -30,6 +30,10 @@ LOGGED_CRITERIA = (
     "magnitude",
 )
 SHARES = (0.25, 0.5, 0.75)
+"""Shares of a group's units that a calibration goes without."""
+GAIN = 0.25
+"""An agent that returns more by this share than when it was calibrated has learned since: what it could spare then, it
+may miss now."""
 WITHOUT_GRADIENTS = ("magnitude", "random")
 """Criteria that need none."""
 
@@ -91,8 +95,9 @@ class Pruner:
         self.initial_widths = self.size.widths
         self.tracker = ImportanceTracker(self.groups, config.importance, losses=losses, seed=seed)
         self.events = 0
-        self.calibrations = 0
         self.curves: dict[str, Curve] | None = None
+        self._calibrated_at: float | None = None  # the return of the whole when the curves were measured
+        self._looked = 0  # removals before which it was asked whether the curves still hold
 
     def check_target(self) -> None:
         """Refuses a schedule that the limits do not allow.
@@ -127,18 +132,26 @@ class Pruner:
         return self.config.enabled and self.tracker.ready and self.schedule.due(step, self.events)
 
     def calibration_due(self, step: int) -> bool:
-        """Whether the next removal should know anew what the return can spare, and scores count by now."""
+        """Whether a removal is to come that should know what the return can spare, and scores count by now."""
         asked = self.config.enabled and self.config.allocation == "calibrated" and self.tracker.ready
-        return asked and self._calibrations_by(step) > self.calibrations
+        return asked and self._events_by(step) > self._looked
 
     def calibrate(self, step: int, measure: Callable[[Mapping[str, Tensor]], float]) -> int:
         """Measures what the return can spare, group by group [ours]; returns how often it measured.
+
+        Once, the whole, where what is known still holds: between the calibrations that the settings ask for, unless
+        the agent returns more by `GAIN` than it did at the last.
 
         Args:
             step: step of the schedule.
             measure: from units to remove, by group, to the return without them; {}: of the whole.
         """
         whole = measure({})
+        events = self._events_by(step)
+        scheduled = self._calibrations_by(events) > self._calibrations_by(self._looked)
+        if self.curves is not None and not scheduled and not self._has_learned(whole):
+            self._looked = events
+            return 1
         curves: dict[str, tuple[list[int], list[float]]] = {}
         state = self.tracker.state_dict()
         scores = self.tracker.scores(self._criterion)
@@ -159,7 +172,7 @@ class Pruner:
             )
             for group in self.groups
         }
-        self.calibrations = self._calibrations_by(step)
+        self._calibrated_at, self._looked = whole, events
         return 1 + sum(len(counts) for counts, _ in curves.values())
 
     def stand_ins(self, removal: Mapping[str, Tensor], forward: Callable[[], object]) -> StandIns:
@@ -256,10 +269,15 @@ class Pruner:
     def _events_by(self, step: int) -> int:
         return sum(event <= step for event in self.schedule.event_steps())
 
-    def _calibrations_by(self, step: int) -> int:
+    def _calibrations_by(self, events: int) -> int:
         """Calibrations whose time has come: the first before anything goes, the others evenly spread."""
         count, calibrations = len(self.schedule.event_steps()), self.config.calibrations
-        return sum(1 + count * i // calibrations <= self._events_by(step) for i in range(calibrations))
+        return sum(1 + count * i // calibrations <= events for i in range(calibrations))
+
+    def _has_learned(self, whole: float) -> bool:
+        """Whether the agent returns much more than when its curves were measured; no, if that is not known."""
+        before = self._calibrated_at
+        return before is not None and whole > before + GAIN * abs(before)
 
     @property
     def _criterion(self) -> str:
@@ -330,7 +348,7 @@ class Pruner:
         """Everything else, as JSON values."""
         return {
             "events": self.events,
-            "calibrations": self.calibrations,
+            "calibrated_at": self._calibrated_at,
             "initial_widths": dict(self.initial_widths),
             "curves": self.curves and {name: asdict(curve) for name, curve in self.curves.items()},
         }
@@ -345,10 +363,10 @@ class Pruner:
             require(
                 self.widths[name] <= first, f"group {name} had {first} units, and has {self.widths[name]} now"
             )
-        most_events = len(self.schedule.event_steps())
-        for name, most in (("events", most_events), ("calibrations", self.config.calibrations)):
-            require(record[name] <= most, f"it made {record[name]:,} {name}, of {most:,} on the schedule")
-        self.events, self.calibrations = record["events"], record["calibrations"]
+        events, most = record["events"], len(self.schedule.event_steps())
+        require(events <= most, f"it made {events:,} events, of {most:,} on the schedule")
+        self.events = self._looked = events
+        self._calibrated_at = record.get("calibrated_at")  # earlier versions did not keep it
         self.initial_widths = dict(record["initial_widths"])
         self.curves = record["curves"] and {
             name: Curve(curve["width"], tuple(curve["shares"]), tuple(curve["drops"]), curve["full"])

@@ -112,6 +112,7 @@ STATES = {
     "a task that is a number": (["task"], 7, "task"),
     "a criterion that is markup": (["criterion"], "<b>", "criterion"),
     "a pruner that is a list": (["pruner"], [], "pruner"),
+    "a return without end": (["pruner", "calibrated_at"], INF, "pruner.calibrated_at"),
     "minus an event": (["pruner", "events"], -1, "pruner.events"),
     "widths of before that are words": (["pruner", "initial_widths", "latent"], "8", "initial_widths.latent"),
     "a removal that is a word": (["event_row"], {"prune/event": "x"}, "event_row"),
@@ -129,7 +130,6 @@ COUNTERS = {
     "steps without end": (["progress", "agent_step"], 10**12, "updates are to be made at once"),
     "both": (["progress"], {"env_step": 10**12, "agent_step": 10**12}, "to be made at once"),
     "removals without end": (["pruner", "events"], 10**12, "1,000,000,000,000 events"),
-    "calibrations without end": (["pruner", "calibrations"], 10**12, "1,000,000,000,000 calibrations"),
 }
 
 
