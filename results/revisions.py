@@ -31,9 +31,16 @@ class Revision:
     """Which runs, by their settings under dotted names."""
 
 
+def _prunes(own: Settings) -> bool:
+    return own.get("prune.criterion", "none") != "none"
+
+
+def _calibrated(own: Settings) -> bool:
+    return _prunes(own) and own["prune.allocation"] == "calibrated"
+
+
 def _compensated_agent(own: Settings) -> bool:
-    prunes = own.get("prune.criterion", "none") != "none"
-    return own["task"] != AUTOENCODER and prunes and own["prune.compensation"] != "none"
+    return own["task"] != AUTOENCODER and _prunes(own) and own["prune.compensation"] != "none"
 
 
 REVISIONS = (
@@ -50,7 +57,13 @@ REVISIONS = (
     Revision(
         "418bd69b56e7",
         "`calibrated` measured before the first removal",
-        lambda own: own.get("prune.criterion", "none") != "none" and own["prune.allocation"] == "calibrated",
+        _calibrated,
+    ),
+    Revision(
+        "173e21a0bc0f",
+        "`calibrated` measured anew where the return had risen by a quarter",
+        # An autoencoder's decibels rise by 3% at most from one calibration to the next.
+        lambda own: own["task"] != AUTOENCODER and _calibrated(own),
     ),
 )
 
