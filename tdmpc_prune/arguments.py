@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Union, get_args
 
 import tyro
 
@@ -72,23 +72,28 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
     if words[0] not in (*verbs, "-h", "--help"):
         raise UserError(f"{words[0]!r} is no verb: choose one of {', '.join(verbs)}, or ask --help")
     if _names_task(words, AUTOENCODER):
-        commands: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
+        if _option(words, "preset"):
+            raise UserError("an autoencoder has no presets: leave --preset out")
+        training: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
     else:
         defaults = preset_defaults(preset)  # type: ignore[arg-type]
-        commands = Annotated[TDMPCTrainConfig, tyro.conf.subcommand("train", default=defaults)]
-    for verb, settings in verbs.items():
-        if verb != "train":
-            commands |= Annotated[settings, tyro.conf.subcommand(verb)]
-    if len(verbs) == 1 and words[0] in verbs:  # tyro makes no verb of a single command
-        words = words[1:]
+        training = Annotated[TDMPCTrainConfig, tyro.conf.subcommand("train", default=defaults)]
+    commands = {
+        verb: training if verb == "train" else Annotated[settings, tyro.conf.subcommand(verb)]
+        for verb, settings in verbs.items()
+    }
+    prog, description = PROG, DESCRIPTION
+    if words[0] in verbs:  # of one verb alone, tyro suggests no other's options
+        prog, description = f"{PROG} {words[0]}", None
+        commands, words = {words[0]: commands[words[0]]}, words[1:]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(commands, prog=PROG, description=DESCRIPTION, args=words)
+            return tyro.cli(Union[*commands.values()], prog=prog, description=description, args=words)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise UserError(_one_line(said.getvalue())) from None
+        raise UserError(_one_line(said.getvalue(), prog)) from None
 
 
 def _check_word(before: str, word: str) -> None:
@@ -274,7 +279,7 @@ def _names_task(words: Sequence[str], task: str) -> bool:
     return any(word == task and not _takes_value(before) for before, word in itertools.pairwise(words))
 
 
-def _one_line(said: str) -> str:
+def _one_line(said: str, prog: str) -> str:
     """tyro's boxed error message as one line: without its title, the option's help and the advice."""
     lines = [line.strip("│ ") for line in said.splitlines() if line.startswith("│")]
     if not lines:  # a terminal that is not UTF-8: title and rule in ASCII, no box
@@ -284,4 +289,6 @@ def _one_line(said: str) -> str:
     text = re.split(r" ?─{3,}| Argument helptext:| For full helptext", text)[0]
     text = re.sub(r"^Error parsing (?:\w+Config|__tyro-dummy-inner__\.?)([\w.]*): ", r"\1: ", text)
     text = re.sub(r"(Perhaps you meant:)(?: │)? (--\S+).*", r"\1 \2", text)
+    if text.startswith("Unrecognized options") and "Perhaps you meant" not in text:
+        text += f". {prog} --help lists those that there are"
     return text.removeprefix(": ") or "the command line is wrong: ask --help"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tdmpc_prune.autoencoder_training import AutoencoderTraining
-from tdmpc_prune.config import AnyTrainConfig, AutoencoderTrainConfig
+from tdmpc_prune.config import AUTOENCODER, AnyTrainConfig, AutoencoderTrainConfig
 from tdmpc_prune.device import choose_device, set_deterministic, set_threads
 from tdmpc_prune.errors import Interrupted, Stopped
 from tdmpc_prune.faults import AGAIN, running
@@ -111,13 +111,14 @@ def _learn(run: Run, log: Logger) -> None:
                 run.save(log.file.sync())
             else:
                 log.progress(run.collect())
+    warmup = run.config.prune.importance.warmup
     if together > 1:
+        episode = "" if run.config.task == AUTOENCODER else " and for the end of an episode"
         log.say(
-            f"warning: up to {together} removals fell together, since they wait for the end of an episode: "
-            "raise --steps or lower --prune.events"
+            f"warning: up to {together} removals fell together, since they wait for {warmup} updates{episode}: "
+            "raise --steps or lower --prune.events or --prune.importance.warmup"
         )
     if run.removals_missing:
-        warmup = run.config.prune.importance.warmup
         log.say(
             f"warning: {run.removals_missing} removals were not made, since scores count only after "
             f"{warmup} updates: raise --steps or lower --prune.importance.warmup"

@@ -13,7 +13,6 @@ from tdmpc_prune.commands.common import PICTURES, CommandConfig, formatted, save
 from tdmpc_prune.config import check_count, check_seed
 from tdmpc_prune.places import check_file
 from tdmpc_prune.pruning.config import Compensation, Criterion, PruneConfig
-from tdmpc_prune.reading import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,8 +158,10 @@ def _show_tables(result: dict[str, Any]) -> None:
     for note in result["notes"]:
         print(f"- {note}")
     if result["switches"]:
-        line = " ".join(["tdmpc-prune train", printable(result["task"]), *result["switches"]])
-        print(f"\nTo spare by half what a tenth of the return or more is lost with:\n  {line}")
+        print(
+            "\nTo spare by half what a tenth of the return or more is lost with, say to `tdmpc-prune train`:"
+        )
+        print(f"  {' '.join(result['switches'])}")
 
 
 def _draw(result: dict[str, Any]) -> Figure:

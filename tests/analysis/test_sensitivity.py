@@ -261,11 +261,11 @@ def test_the_command_ends_with_what_to_type(runs, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["switches"] == ["--prune.limits.component", "policy", "0.5"]
     assert main(arguments) == 0
     *_, heading, line = capsys.readouterr().out.splitlines()
-    assert heading == "To spare by half what a tenth of the return or more is lost with:"
-    program, *words = line.split()
-    assert program == "tdmpc-prune"
-    config = parse_training(words)
-    assert config.task == "cartpole-swingup"
+    assert (
+        heading
+        == "To spare by half what a tenth of the return or more is lost with, say to `tdmpc-prune train`:"
+    )
+    config = parse_training(["train", "cartpole-swingup", *line.split()])
     assert config.prune.limits.component == {"policy": 0.5}
 
 

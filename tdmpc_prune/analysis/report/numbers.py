@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,23 +60,37 @@ def estimate(values: Sequence[float | None]) -> Estimate | None:
 
 
 def learning_curve(group: RunGroup) -> list[Point]:
-    """The outcome over environment steps, evaluation by evaluation."""
-    return _points(group, [run.evaluations for run in group.runs], "env_step")
+    """The outcome over environment steps, evaluation by evaluation.
+
+    Of runs that were evaluated at other steps it is read off between these, at the steps of the longest run.
+    """
+    outcome = f"eval/{group.runs[0].outcome}"
+    parts = [run.evaluations for run in group.runs if run.evaluations]
+    if not _lie_together(parts):
+        longest = max(parts, key=len)
+        parts = [_read_off(part, _steps(longest), outcome) for part in parts]
+    return _points(parts, "env_step", outcome)
 
 
 def trajectory(group: RunGroup) -> list[Point]:
-    """The outcome over the sparsity, from the last evaluation before the first removal on."""
-    pruned = [run for run in group.runs if run.removals]
+    """The outcome over the sparsity, from the last evaluation before the first removal on; see `stands_for`."""
+    parts = _trajectories(group)
+    return _points(_together(parts), "prune/sparsity", f"eval/{group.runs[0].outcome}")
+
+
+def _trajectories(group: RunGroup) -> list[Rows]:
+    """An evaluation at the step of a removal was made before it."""
     parts = []
-    for run in pruned:
-        first = run.removals[0]["env_step"]
-        before = [row for row in run.evaluations if row["env_step"] < first][-1:]
-        parts.append(before + [row for row in run.evaluations if row["env_step"] >= first])
-    return _points(group, parts, "prune/sparsity")
+    for run in group.runs:
+        if run.removals:
+            first = run.removals[0]["env_step"]
+            before = [row for row in run.evaluations if row["env_step"] <= first][-1:]
+            parts.append(before + [row for row in run.evaluations if row["env_step"] > first])
+    return parts
 
 
 def removals(group: RunGroup) -> list[Removal]:
-    """What each removal did to the outcome, in order; see `_together`."""
+    """What each removal did to the outcome, in order; see `stands_for`."""
     outcome = group.runs[0].outcome
     found = []
     for rows in _by_index(_together([run.removals for run in group.runs])):
@@ -87,28 +101,56 @@ def removals(group: RunGroup) -> list[Removal]:
     return found
 
 
-def _points(group: RunGroup, parts: Sequence[Rows], x: str) -> list[Point]:
-    """One point for the first rows of all runs, one for the second, and so on; see `_together`."""
-    outcome = f"eval/{group.runs[0].outcome}"
-    return [
-        Point(_mean(rows, x), bootstrap([[row[outcome] for row in rows]]))
-        for rows in _by_index(_together(parts))
-    ]
-
-
-def _together(parts: Sequence[Rows]) -> Sequence[Rows]:
-    """Rows of several runs of which the first belong together, the second, and so on; else the longest run's alone.
+def stands_for(group: RunGroup, what: Literal["trajectory", "removals"]) -> str | None:
+    """The one run that stands for all of a group there, whose rows do not go together; None where all count.
 
     Where episodes end early, what is due waits for their ends. Runs with short episodes lie at slightly other steps
     then; with long ones, several removals can fall together, and the sixth of one run is the third of another.
     """
-    spacings = [later["env_step"] - row["env_step"] for part in parts for row, later in pairwise(part)]
-    apart = max((steps[-1] - steps[0] for steps in map(_steps, _by_index(parts))), default=0)
-    return parts if apart <= min(spacings, default=inf) / 2 else [max(parts, key=len)]
+    if what == "removals":
+        found = [(run, run.removals) for run in group.runs]
+    else:
+        pruned = [run for run in group.runs if run.removals]
+        found = list(zip(pruned, _trajectories(group), strict=True))
+    if _lie_together([rows for _, rows in found]):
+        return None
+    return max(found, key=lambda pair: len(pair[1]))[0].name
+
+
+def _points(parts: Sequence[Rows], x: str, outcome: str) -> list[Point]:
+    """One point for the first rows of all runs, one for the second, and so on."""
+    return [Point(_mean(rows, x), bootstrap([[row[outcome] for row in rows]])) for rows in _by_index(parts)]
+
+
+def _together(parts: Sequence[Rows]) -> Sequence[Rows]:
+    """All rows, if those of one number belong together; else the longest run's alone."""
+    return parts if _lie_together(parts) else [max(parts, key=len)]
+
+
+def _lie_together(parts: Sequence[Rows]) -> bool:
+    """Whether rows of one number lie nearer to each other than to their neighbours.
+
+    The last one is no measure of that: a run's end may come right after a row that was due before.
+    """
+    spacings = [
+        later["env_step"] - row["env_step"]
+        for part in parts
+        for row, later in pairwise(part[:-1] if len(part) > 2 else part)
+    ]
+    apart = max((steps[-1] - steps[0] for steps in map(sorted, map(_steps, _by_index(parts)))), default=0)
+    return apart <= min(spacings, default=inf) / 2
+
+
+def _read_off(part: Rows, steps: Sequence[float], outcome: str) -> Rows:
+    """Rows at these steps, as far as a run has come: linear between its own."""
+    own = _steps(part)
+    last = own[-1] + max((b - a for a, b in pairwise(own)), default=0) / 2
+    values = np.interp(steps, own, [row[outcome] for row in part])
+    return [{"env_step": s, outcome: float(v)} for s, v in zip(steps, values, strict=True) if s <= last]
 
 
 def _steps(rows: Rows) -> list[float]:
-    return sorted(row["env_step"] for row in rows)
+    return [row["env_step"] for row in rows]
 
 
 def _by_index(parts: Sequence[Rows]) -> list[list[Mapping[str, Any]]]:

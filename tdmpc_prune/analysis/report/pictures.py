@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tdmpc_prune.analysis.report import figures, maps, rivals
 from tdmpc_prune.analysis.report.canvas import COLOURS, Picture, paint, slug
 from tdmpc_prune.analysis.report.groups import Section
-from tdmpc_prune.analysis.report.numbers import component_sparsity, importance, trajectory, widths
+from tdmpc_prune.analysis.report.numbers import (
+    component_sparsity,
+    importance,
+    stands_for,
+    trajectory,
+    widths,
+)
 from tdmpc_prune.analysis.report.results import GroupResult
 from tdmpc_prune.analysis.report.timing import Timings
 
@@ -54,6 +61,7 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
                 "Evaluations from the last one before the first removal on; the large mark is the end. A line",
                 "that goes up and down on the spot is learning after a removal.",
                 BAND,
+                _alone(section, "trajectory"),
                 dense,
                 better,
             ),
@@ -93,7 +101,9 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
         yield paint(
             slug(prefix, "learning curves"),
             "Learning curves",
-            _words(f"{word} at every evaluation.", ticks, BAND, better),
+            _words(
+                f"{word} at every evaluation.", ticks, BAND, ticks and _alone(section, "removals"), better
+            ),
             partial(figures.over_steps, section=section),
             _height([group.label for group in section.groups]),
         )
@@ -104,6 +114,7 @@ def _outcomes(section: Section, results: Sequence[GroupResult], prefix: str) -> 
             _words(
                 "Hollow: right before a removal; filled: right after it and its recovery, if any. A long",
                 "stroke is a removal that cut deep. Grey: evaluations. Interquartile means over seeds.",
+                _alone(section, "removals"),
                 better,
             ),
             partial(figures.before_and_after, section=section),
@@ -149,13 +160,17 @@ def _costs(
 
 def _parts(section: Section, prefix: str) -> Iterator[Picture]:
     """What is left of components and pruning groups."""
-    if groups := [group for group in section.groups if not group.dense and component_sparsity(group)]:
+    lost = [(g, left) for g in section.groups if not g.dense and (left := component_sparsity(g))]
+    if lost:
         yield paint(
             slug(prefix, "components"),
             "Sparsity of each component",
-            "What each component has lost: where an allocation takes from. Means over seeds.",
-            partial(maps.components, section=section, groups=groups),
-            _rows(len(groups)) * 1.6 + 0.9,
+            _words(
+                "What each component has lost: where an allocation takes from.",
+                _sources({group.label: left.source for group, left in lost}),
+            ),
+            partial(maps.components, section=section, groups=[group for group, _ in lost]),
+            _rows(len(lost)) * 1.6 + 0.9,
         )
     if found := {
         group.label: left for group in section.groups if not group.dense and (left := widths(group))
@@ -190,6 +205,14 @@ def _importances(section: Section, prefix: str) -> Iterator[Picture]:
                 maps.height(len(first.names), len(found)),
                 folded=True,
             )
+
+
+def _alone(section: Section, what: Literal["trajectory", "removals"]) -> str:
+    """Which runs stand for their whole groups there."""
+    found = {group.label: name for group in section.groups if (name := stands_for(group, what))}
+    runs = "; ".join(f"of {label} only {name}" for label, name in found.items())
+    shown = {"trajectory": "are shown", "removals": "have their removals shown"}[what]
+    return f"Of groups whose runs are apart in time, single runs {shown}: {runs}." if found else ""
 
 
 def _sources(sources: Mapping[str, str]) -> str:

@@ -36,6 +36,8 @@ class GroupResult:
     """99th percentile of the same, mean over seeds."""
     worst: Estimate | None
     """The worst outcome measured right after a removal, over seeds."""
+    deepest: float | None
+    """The worst of them all."""
     window: Estimate | None
     """Mean outcome while units are removed, over seeds."""
     by_size: Estimate | None
@@ -89,6 +91,7 @@ def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
     runs = group.counted
     dense = ends(_of_seeds(reference.counted, runs)) if reference else None
     falls = [found for run in runs if (found := fall(run, section, dense))]
+    lowest = [found["lowest_return"] for found in falls if found["lowest_return"] is not None]
     times = [timings.of[run.path] for run in runs if run.path in timings.of]
     recoveries = [found["recovery_steps"] for found in falls if found["recovery_steps"] is not None]
     return GroupResult(
@@ -100,7 +103,8 @@ def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
         macs=_mean([_size(run, section, "prune/macs") for run in runs]),
         ms=_mean([time.median for time in times]),
         p99=_mean([time.p99 for time in times]),
-        worst=estimate([found["lowest_return"] for found in falls]),
+        worst=estimate(lowest),
+        deepest=min(lowest, key=lambda value: section.sign * value, default=None),
         window=estimate([found["window_return"] for found in falls]),
         by_size=estimate([found["window_return_by_size"] for found in falls]),
         recovery=estimate(recoveries),

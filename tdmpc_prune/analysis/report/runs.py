@@ -157,7 +157,7 @@ def _find(path: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"{path} is no run folder and holds none (config.json and metrics.jsonl): "
-            "give the folder that `train` wrote"
+            "give the folder that `train` wrote, or leave it out"
         )
     return found
 

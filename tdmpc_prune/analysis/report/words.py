@@ -14,6 +14,13 @@ from tdmpc_prune.analysis.report.timing import Timings
 from tdmpc_prune.analysis.statistics import Estimate
 
 UNKNOWN = "\N{EN DASH}"
+HELD = {
+    2: "half the time (it is their range)",
+    3: "three times in four (their range)",
+    4: "nine times in ten",
+    5: "nine times in ten",
+}
+"""How often the 95% bootstrap interval of so many normal values holds their mean."""
 
 
 def number(value: float | None) -> str:
@@ -78,7 +85,7 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
             said.append(
                 f"{group.label}: unfinished: {', '.join(unfinished)}. What such a run has reached so far {counts}."
             )
-        if twice := [seed for seed, count in Counter(run.seed for run in group.runs).items() if count > 1]:
+        if twice := [seed for seed, count in Counter(run.seed for run in group.counted).items() if count > 1]:
             seeds = ", ".join(map(str, twice))
             said.append(f"{group.label}: more than one run with seed {seeds}; each counts as one more seed.")
     for group in section.groups:
@@ -91,6 +98,11 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
             )
     if few := [r.group.label for r in results if len(r.group.counted) == 1]:
         said.append(f"One seed, and so no interval: {'; '.join(few)}.")
+    if counts := sorted({len(r.group.counted) for r in results} & HELD.keys()):
+        held = "; ".join(f"of {count} seeds {HELD[count]}" for count in counts)
+        said.append(
+            f"Intervals of few seeds hold what many would tell less often than 95 times in 100: {held}."
+        )
     return said
 
 
@@ -144,7 +156,7 @@ def _most_pruned(section: Section, results: Sequence[GroupResult]) -> Iterator[s
 
 
 def _deepest(section: Section, results: Sequence[GroupResult]) -> Iterator[str]:
-    if hit := [(result, result.worst.value) for result in results if result.worst]:
+    if hit := [(result, result.deepest) for result in results if result.deepest is not None]:
         result, value = min(hit, key=lambda pair: section.sign * pair[1])
         kind = "lowest return" if section.sign > 0 else "highest error"
         yield f"The {kind} right after a removal: {number(value)} ({result.group.label})."
