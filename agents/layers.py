@@ -31,6 +31,8 @@ FEW = 2**12
 """Numbers below which one call takes longer than what it does."""
 FEWEST_ROWS = 16
 """From this many rows on, a row of a matrix product is the same bit by bit (seen, oneDNN and MKL)."""
+FEWEST_OUTPUTS = 16
+"""Below so many outputs, MKL rounds a row by where it lies in memory, if its length is no multiple of 4 (seen)."""
 
 ONEDNN = torch.backends.mkldnn.is_available()
 # It keeps a compiled product for every shape, half a megabyte each. A few dozen are at work at a time, but every
@@ -214,11 +216,13 @@ class _Network(torch.autograd.Function):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]; by what is quick for so many rows."""
-    single = _alike and weight.shape[0] == 1  # MKL rounds otherwise there
-    if ONEDNN and (single or rows * weight.numel() >= LARGE):
+    outputs, inputs = weight.shape
+    few = _alike and (outputs == 1 or (outputs < FEWEST_OUTPUTS and inputs % 4 != 0))
+    if ONEDNN and (few or rows * weight.numel() >= LARGE):
         return _onednn(x, weight, bias)
-    if single:
-        return F.linear(x, F.pad(weight, (0, 0, 0, 1)), F.pad(bias, (0, 1)))[..., :1]
+    if few:
+        more = FEWEST_OUTPUTS - outputs
+        return F.linear(x, F.pad(weight, (0, 0, 0, more)), F.pad(bias, (0, more)))[..., :outputs]
     return F.linear(x, weight, bias)
 
 

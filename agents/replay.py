@@ -190,7 +190,7 @@ class ReplayBuffer:
         size, cursor = len(state["priority"]), int(state["cursor"])
         if not 0 <= cursor <= size <= self.capacity:
             raise ValueError(
-                f"stored replay has {size} rows and its cursor at {cursor}; this one holds {self.capacity}"
+                f"stored replay has {size} rows and its cursor at {cursor}; agent.replay.capacity is {self.capacity}"
             )
         for name in COLUMNS:
             column = self.storage[name]

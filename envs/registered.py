@@ -62,6 +62,8 @@ def make_registered(env_id: str, *, render_mode: str | None = None) -> Env:
     with in_one_line(f"{env_id} cannot be made:"), without_gl():
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     try:
+        if render_mode not in (None, *env.metadata.get("render_modes", ())):
+            raise SimulatorError(f"{env_id} cannot be drawn: its metadata['render_modes'] lack {render_mode}")
         _check_spaces(env_id, env)
         _check_repeats(env_id, env)
     except SimulatorError:
@@ -112,11 +114,19 @@ def _check_spaces(env_id: str, env: Env) -> None:
     parts = list(observation.values()) if isinstance(observation, spaces.Dict) else [observation]
     if not all(isinstance(part, spaces.Box) for part in parts):
         raise SimulatorError(f"{env_id} has observations {observation}: only boxes of numbers can be read")
-    bounded = isinstance(action, spaces.Box) and action.is_bounded() and len(action.shape) == 1
-    if not bounded or not np.issubdtype(action.dtype, np.floating):
+    if not (
+        isinstance(action, spaces.Box)
+        and action.is_bounded()
+        and len(action.shape) == 1
+        and np.issubdtype(action.dtype, np.floating)
+    ):
         raise SimulatorError(
             f"{env_id} has actions {action}: only a bounded box of one dimension can be acted on"
         )
+    if not spaces.flatdim(observation) or not spaces.flatdim(action):
+        raise SimulatorError(f"{env_id} has no observations or no actions: give each at least one number")
+    if (action.low >= action.high).any():
+        raise SimulatorError(f"{env_id} has actions {action}: let low be below high for each")
 
 
 def _with_float32_actions(env: Env) -> Env:
@@ -155,6 +165,11 @@ def _repeats(env: Env) -> bool:
         seen: list[Any] = [env.reset(seed=0)[0]]
         for _ in range(STEPS):
             observation, reward, terminated, truncated, _ = env.step(middle)
+            size = len(np.asarray(spaces.flatten(env.observation_space, observation)))
+            if size != spaces.flatdim(env.observation_space):
+                raise ValueError(f"an observation has {size} numbers, its space {env.observation_space}")
+            if np.asarray(reward).ndim:
+                raise ValueError(f"a reward is {reward}, and no number")
             seen += [observation, reward]
             if terminated or truncated:
                 break

@@ -48,7 +48,8 @@ class Checked(Wrapper, RecordConstructorArgs):
     """Says in one line what a simulator does that none should.
 
     Raises:
-        SimulatorError: from `reset` and `step`: it raised something, or a number is not finite.
+        SimulatorError: from `reset`, `step` and `render`: it raised something, or a number is not finite in float32,
+            or a picture is none.
     """
 
     def __init__(self, env: Env) -> None:
@@ -69,6 +70,16 @@ class Checked(Wrapper, RecordConstructorArgs):
         _check_finite("an observation", observation)
         _check_finite("a reward", reward)
         return observation, reward, terminated, truncated, info
+
+    def render(self) -> np.ndarray:
+        """A picture, uint8 [H, W, 3]."""
+        with in_one_line("it cannot be drawn:"):
+            picture = np.asarray(self.env.render())
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise SimulatorError(
+                f"it cannot be drawn: render gave {picture.dtype} {list(picture.shape)}; uint8 [H, W, 3] is a picture"
+            )
+        return picture
 
 
 _FAILED = "the simulator failed with"
@@ -91,7 +102,9 @@ def in_one_line(what: str) -> Iterator[None]:
 
 
 def _check_finite(name: str, numbers: Any) -> None:
-    if not np.isfinite(numbers).all():
+    with np.errstate(over="ignore"):  # what is learned from is float32
+        finite = np.isfinite(np.asarray(numbers, np.float32)).all()
+    if not finite:
         raise SimulatorError(f"the simulator gave {name} that is not finite")
 
 

@@ -84,12 +84,13 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
     }
     prog, description = PROG, DESCRIPTION
     if words[0] in verbs:  # of one verb alone, tyro suggests no other's options
-        prog, description = f"{PROG} {words[0]}", None
+        prog, description = f"{PROG} {words[0]}", ""
         commands, words = {words[0]: commands[words[0]]}, words[1:]
+    command: Any = Union[*commands.values()]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Union[*commands.values()], prog=prog, description=description, args=words)
+            return tyro.cli(command, prog=prog, description=description or None, args=words)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

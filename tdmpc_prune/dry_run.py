@@ -16,6 +16,7 @@ from tdmpc_prune.origin import check_origin
 from tdmpc_prune.pruning.allocation import check_target, reachable
 from tdmpc_prune.pruning.groups import Group, find_groups
 from tdmpc_prune.pruning.size import SizeModel
+from tdmpc_prune.training import check_lengths
 
 
 def plan(config: AnyTrainConfig) -> dict[str, Any]:
@@ -126,7 +127,9 @@ def _new_agent(config: AnyTrainConfig) -> TDMPC | Autoencoder:
         return Autoencoder(config.agent, load_images(config.data).train.shape[1])
     env = make_env(config.task, seed=config.seed, action_repeat=config.action_repeat)
     sizes = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
+    longest = env.get_wrapper_attr("max_episode_steps")
     env.close()
+    check_lengths(config, longest)
     return TDMPC(config.agent, *sizes)
 
 

@@ -43,7 +43,8 @@ def running(folder: object, memory: str) -> Iterator[None]:
         Failure: the folder cannot be written to any longer (a full disk, say), or the memory is full.
     """
     try:
-        yield
+        with building(memory):
+            yield
     except ConnectionError:  # a reader of our output has left: nothing that the folder could help
         raise
     except OSError as error:
@@ -51,6 +52,13 @@ def running(folder: object, memory: str) -> Iterator[None]:
             f"cannot write to {folder} ({error.strerror or error}): make room there, or let it be written to, "
             f"and {FROM_LAST}"
         ) from error
+
+
+@contextmanager
+def building(memory: str) -> Iterator[None]:
+    """Around what takes memory; `memory` as above. Raises Failure if it is full."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise

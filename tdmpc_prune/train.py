@@ -11,7 +11,7 @@ from tdmpc_prune.autoencoder_training import AutoencoderTraining
 from tdmpc_prune.config import AUTOENCODER, AnyTrainConfig, AutoencoderTrainConfig
 from tdmpc_prune.device import choose_device, set_deterministic, set_threads
 from tdmpc_prune.errors import Interrupted, Stopped
-from tdmpc_prune.faults import AGAIN, running
+from tdmpc_prune.faults import AGAIN, building, running
 from tdmpc_prune.logger import Logger
 from tdmpc_prune.plots import plot_run
 from tdmpc_prune.run import Run
@@ -47,7 +47,8 @@ def _train(config: AnyTrainConfig, folder: RunFolder, device: torch.device) -> d
     """What `train` does in a folder that no other run writes to."""
     summary = None
     kind: type[Run] = AutoencoderTraining if isinstance(config, AutoencoderTrainConfig) else Training
-    run = kind(config, folder, device)
+    with building(kind.memory):
+        run = kind(config, folder, device)
     folder.create(config)
     with running(folder.path, run.memory):
         log = Logger(
@@ -118,7 +119,11 @@ def _learn(run: Run, log: Logger) -> None:
             f"warning: up to {together} removals fell together, since they wait for {warmup} updates{episode}: "
             "raise --steps or lower --prune.events or --prune.importance.warmup"
         )
-    if run.removals_missing:
+    if not run.agent.updates:
+        log.say(
+            "warning: nothing was learned: no episode was longer than agent.horizon; lower --agent.horizon"
+        )
+    elif run.removals_missing:
         log.say(
             f"warning: {run.removals_missing} removals were not made, since scores count only after "
             f"{warmup} updates: raise --steps or lower --prune.importance.warmup"

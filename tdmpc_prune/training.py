@@ -74,7 +74,7 @@ class Training(Run):
         env = envs[0]
         obs_dim, action_dim = spaces.flatdim(env.observation_space), spaces.flatdim(env.action_space)
         self.longest: int = env.get_wrapper_attr("max_episode_steps")
-        _check_lengths(config, self.longest)
+        check_lengths(config, self.longest)
         if state and not self.resumed:
             check_origin(config, state, architecture(config.agent, obs_dim, action_dim))
         self.progress = TrainingProgress()
@@ -152,7 +152,7 @@ class Training(Run):
     def _store(self, episode: Episode) -> None:
         try:
             self.replay.add(episode)
-        except ValueError as error:  # longer than the replay: see _check_lengths
+        except ValueError as error:  # longer than the replay: see check_lengths
             raise Failure(f"{self.place}: {error}, and start anew") from error
 
     @property
@@ -293,7 +293,7 @@ class Training(Run):
         return self.agent.plan(obs, self.planner, self.progress.agent_step, explore=True)
 
 
-def _check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
+def check_lengths(config: TDMPCTrainConfig, max_episode_steps: int) -> None:
     """Refuses sequences that no episode holds, and a replay that holds no episode."""
     longest = -(-max_episode_steps // config.env_steps_per_action)
     agent = config.agent

@@ -118,7 +118,10 @@ class TDMPC:
     @torch.inference_mode()
     def policy_action(self, obs: np.ndarray) -> np.ndarray:
         """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
-        return self.model.act(self._encode(self._tensor(obs))).cpu().numpy()
+        z = self.model.encode(
+            self._tensor(obs).unsqueeze(1)
+        )  # of one row for each environment, as `alike` wants it
+        return self.model.act(z).squeeze(1).cpu().numpy()
 
     def random_action(self) -> np.ndarray:
         """One uniform random action [A]."""

@@ -89,9 +89,31 @@ def test_an_environment_does_not_feel_the_others(name, threads, onednn, monkeypa
                 together = net(x)
                 for count in (1, 2, 3, 16):
                     assert torch.equal(net(x[:count]), together[:count]), (candidates, count)
+                for one in range(17):  # at another address than among the others
+                    assert torch.equal(net(x[one : one + 1].clone()), together[one : one + 1]), (
+                        candidates,
+                        one,
+                    )
             np.testing.assert_allclose(net(x), together, atol=3e-6)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize("outputs", [1, 2, 3, 6, 11, 12, 17])
+def test_products_do_not_feel_where_a_row_lies(outputs, onednn, monkeypatch):
+    """MKL rounds rows of odd lengths by their address where there are few outputs: widths that pruning leaves."""
+    monkeypatch.setattr(layers, "ONEDNN", onednn and layers.ONEDNN)
+    torch.manual_seed(2)
+    for inputs in (5, 9, 13, 16, 33, 57, 97, 128):
+        weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
+        for candidates in (16, 33, 134):
+            x = torch.randn(5, candidates, inputs)
+            with alike():
+                together = layers.product(x, weight, bias, candidates)
+                alone = [layers.product(one.clone(), weight, bias, candidates) for one in x.split(1)]
+            assert torch.equal(torch.cat(alone), together), (inputs, candidates)
+            torch.testing.assert_close(together, nn.functional.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
 
 
 def test_frozen_parameters_get_no_gradient():

@@ -117,6 +117,11 @@ def fails(self, action):
     raise RuntimeError("no\nmotor")
 
 
+def lists_its_reward(self, action):
+    observation, reward, *rest = Robot.step(self, action)
+    return observation, np.array([reward]), *rest
+
+
 UNSUITED = {
     "buttons": (robot(action_space=spaces.Discrete(3)), {}, r"has actions Discrete\(3\): only a bounded box"),
     "no bounds": (robot(action_space=spaces.Box(-np.inf, 1, (2,))), {}, "only a bounded box"),
@@ -127,6 +132,18 @@ UNSUITED = {
     "no seconds": (robot(dt=None), {}, "give the environment an attribute dt, in seconds"),
     "no time": (robot(dt=0.0), {}, "give the environment an attribute dt"),
     "no seed": (robot(reset=forgets_its_seed), {}, r"does not repeat itself after reset\(seed=0\)"),
+    "no actions": (robot(action_space=spaces.Box(0, 1, (0,))), {}, "no observations or no actions"),
+    "one action": (
+        robot(action_space=spaces.Box(np.float32([0, 1]), np.float32([1, 1]))),
+        {},
+        "low be below high",
+    ),
+    "other observations": (
+        robot(observation_space=spaces.Box(-9, 9, (3,))),
+        {},
+        "an observation has 2 numbers",
+    ),
+    "a list of rewards": (robot(step=lists_its_reward), {}, "a reward is .*, and no number"),
     "a fault": (robot(step=fails), {}, "^Robot-v0 does not run: RuntimeError: no motor$"),
     "no such class": ("envs.nowhere:Robot", {}, "^Robot-v0 cannot be made: ModuleNotFoundError"),
 }
@@ -138,6 +155,66 @@ def test_what_does_not_suit_is_refused_in_one_line(case, register):
     with pytest.raises(SimulatorError, match=reason) as refusal:
         make_env(register(kind, **settings))
     assert "\n" not in str(refusal.value)
+
+
+def test_a_reward_beyond_float32_is_not_finite(register):
+    """What is learned from is float32; the check of `make_env` sees the first steps alone."""
+
+    class Huge(Robot):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, 1e39, *rest
+
+    env = make_env(register(Huge))
+    env.reset(seed=1)
+    with pytest.raises(SimulatorError, match="gave a reward that is not finite"):
+        env.step(np.float32([0, 0]))
+
+
+class Filmed(Robot):
+    """Draws what `picture` is."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012
+    picture = np.zeros((4, 6, 3), np.uint8)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        if isinstance(self.picture, Exception):
+            raise self.picture
+        return self.picture
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (None, r"render gave object \[\]; uint8 \[H, W, 3\] is a picture"),
+        (np.zeros((4, 6, 3)), r"render gave float64 \[4, 6, 3\]"),
+        (np.zeros((4, 6), np.uint8), r"render gave uint8 \[4, 6\]"),
+        (ImportError("no\npygame"), "^it cannot be drawn: ImportError: no pygame$"),
+    ],
+)
+def test_what_is_no_picture(picture, reason, register):
+    env = make_env(register(type("Blind", (Filmed,), {"picture": picture})), render_mode="rgb_array")
+    env.reset(seed=1)
+    with pytest.raises(SimulatorError, match=reason):
+        env.render()
+
+
+def test_pictures(register):
+    env = make_env(register(Filmed), render_mode="rgb_array")
+    env.reset(seed=1)
+    assert env.render().shape == (4, 6, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode")
+def test_what_does_not_draw_is_refused_at_once(register):
+    blind = type("Blind", (Filmed,), {"metadata": {}})
+    with pytest.raises(
+        SimulatorError, match=r"cannot be drawn: its metadata\['render_modes'\] lack rgb_array"
+    ):
+        make_env(register(blind), render_mode="rgb_array")
 
 
 def test_seconds_of_a_step_may_follow_from_its_pictures(register):

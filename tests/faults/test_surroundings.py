@@ -9,6 +9,7 @@ import torch
 from small_runs import CARTPOLE, PENDULUM, assert_same_run, checkpoints, rows, state, train_small
 
 import envs
+from agents.tdmpc.agent import TDMPC
 from envs import SimulatorError
 from envs.wrappers import ActionRepeat
 from tdmpc_prune.cli import main
@@ -141,6 +142,18 @@ def test_out_of_memory_in_an_evaluation(number, shortage, folder, tmp_path, fail
     train_small(PENDULUM_PRUNED, folder)
     train_small(PENDULUM_PRUNED, tmp_path / "whole")
     assert_same_run(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_a_replay_that_no_memory_holds(shortage, folder, failed, monkeypatch):
+    def make_replay(self, seed):
+        raise SHORTAGES[shortage]
+
+    monkeypatch.setattr(TDMPC, "make_replay", make_replay)
+    line = failed(PENDULUM)
+    assert "out of memory" in line
+    assert "--agent.replay.capacity" in line
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("shortage", SHORTAGES)

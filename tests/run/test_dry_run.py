@@ -98,6 +98,18 @@ def test_a_target_out_of_reach(task, capsys):
     assert "min_units 64" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--agent.horizon", "200"], "agent.horizon is 200, but an episode"),
+        (["--agent.replay.capacity", "100"], "agent.replay.capacity is 100, but cartpole-swingup brings"),
+    ],
+)
+def test_what_the_run_would_refuse_is_refused(words, reason, capsys):
+    assert main(["train", "cartpole-swingup", "--preset", "debug", *words, "--dry-run"]) == 2
+    assert reason in capsys.readouterr().err
+
+
 def test_a_finished_run_does_not_stand_in_its_way(finished, planned):
     before = sorted(finished.rglob("*"))
     planned("cartpole-swingup", "--run-dir", str(finished))

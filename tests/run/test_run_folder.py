@@ -326,6 +326,15 @@ def test_a_damaged_criterion_is_another_setting(folder, criterion):
         stored.check(now)
 
 
+def test_a_run_that_cannot_learn_says_so(folder, capsys, no_plot):
+    """Pendulums that fall at once, and sequences that no episode holds: more steps would not help."""
+    long = ("--agent.horizon", "400", "--agent.replay.capacity", "2000")
+    assert main(["train", *PENDULUM, *long, "--run-dir", str(folder)]) == 0
+    said = capsys.readouterr().err
+    assert "nothing was learned: no episode was longer than agent.horizon" in said
+    assert "were not made" not in said
+
+
 def test_removals_that_fall_together_are_warned_of(folder, capsys, no_plot):
     """Twelve of them in the last two of three episodes; and a run that is finished says so."""
     few = ("--prune.importance.warmup", "5", "--prune.eval-episodes", "1", "--run-dir", str(folder))

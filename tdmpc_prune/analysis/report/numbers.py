@@ -65,7 +65,7 @@ def learning_curve(group: RunGroup) -> list[Point]:
     Of runs that were evaluated at other steps it is read off between these, at the steps of the longest run.
     """
     outcome = f"eval/{group.runs[0].outcome}"
-    parts = [run.evaluations for run in group.runs if run.evaluations]
+    parts: list[Rows] = [run.evaluations for run in group.runs if run.evaluations]
     if not _lie_together(parts):
         longest = max(parts, key=len)
         parts = [_read_off(part, _steps(longest), outcome) for part in parts]
@@ -80,7 +80,7 @@ def trajectory(group: RunGroup) -> list[Point]:
 
 def _trajectories(group: RunGroup) -> list[Rows]:
     """An evaluation at the step of a removal was made before it."""
-    parts = []
+    parts: list[Rows] = []
     for run in group.runs:
         if run.removals:
             first = run.removals[0]["env_step"]
@@ -107,6 +107,7 @@ def stands_for(group: RunGroup, what: Literal["trajectory", "removals"]) -> str 
     Where episodes end early, what is due waits for their ends. Runs with short episodes lie at slightly other steps
     then; with long ones, several removals can fall together, and the sixth of one run is the third of another.
     """
+    found: list[tuple[ReportRun, Rows]]
     if what == "removals":
         found = [(run, run.removals) for run in group.runs]
     else:

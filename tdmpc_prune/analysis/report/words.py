@@ -98,8 +98,8 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
             )
     if few := [r.group.label for r in results if len(r.group.counted) == 1]:
         said.append(f"One seed, and so no interval: {'; '.join(few)}.")
-    if counts := sorted({len(r.group.counted) for r in results} & HELD.keys()):
-        held = "; ".join(f"of {count} seeds {HELD[count]}" for count in counts)
+    if sizes := sorted({len(r.group.counted) for r in results} & HELD.keys()):
+        held = "; ".join(f"of {size} seeds {HELD[size]}" for size in sizes)
         said.append(
             f"Intervals of few seeds hold what many would tell less often than 95 times in 100: {held}."
         )
