@@ -8,8 +8,11 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from safetensors.torch import load_file
 from small_runs import CARTPOLE, PENDULUM, STATE, checkpoints, rows, steady_rows, train_small, tree
 
@@ -326,13 +329,35 @@ def test_a_damaged_criterion_is_another_setting(folder, criterion):
         stored.check(now)
 
 
-def test_a_run_that_cannot_learn_says_so(folder, capsys, no_plot):
-    """Pendulums that fall at once, and sequences that no episode holds: more steps would not help."""
-    long = ("--agent.horizon", "400", "--agent.replay.capacity", "2000")
-    assert main(["train", *PENDULUM, *long, "--run-dir", str(folder)]) == 0
+class Short(gymnasium.Env):
+    """Cuts its episodes off after four steps, whatever it is registered with."""
+
+    dt = 0.1
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.step_number = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.step_number += 1
+        return np.zeros(2, np.float32), 1.0, False, self.step_number == 4, {}
+
+
+@pytest.mark.parametrize("horizon", [3, 5])
+def test_a_run_that_cannot_learn_says_so(horizon, folder, capsys, no_plot):
+    """Sequences that no episode holds: more steps would not help."""
+    gymnasium.register("Short-v0", entry_point=Short, max_episode_steps=20)
+    try:
+        words = ["Short-v0", *PENDULUM[1:], "--agent.horizon", str(horizon), "--run-dir", str(folder)]
+        assert main(["train", *words]) == 0
+    finally:
+        gymnasium.registry.pop("Short-v0")
     said = capsys.readouterr().err
-    assert "nothing was learned: no episode was longer than agent.horizon" in said
-    assert "were not made" not in said
+    assert ("nothing was learned: no episode was longer than agent.horizon" in said) == (horizon == 5)
+    assert ("were not made" in said) == (horizon == 3)  # the warm-up is 200 updates
 
 
 def test_removals_that_fall_together_are_warned_of(folder, capsys, no_plot):
