@@ -118,9 +118,8 @@ class TDMPC:
     @torch.inference_mode()
     def policy_action(self, obs: np.ndarray) -> np.ndarray:
         """Actions [N, A] of the policy alone, without noise, for observations [N, O]."""
-        z = self.model.encode(
-            self._tensor(obs).unsqueeze(1)
-        )  # of one row for each environment, as `alike` wants it
+        # A row for each environment, as `alike` wants it.
+        z = self.model.encode(self._tensor(obs).unsqueeze(1))
         return self.model.act(z).squeeze(1).cpu().numpy()
 
     def random_action(self) -> np.ndarray:

@@ -140,13 +140,12 @@ def test_an_end_right_after_an_evaluation_keeps_seeds_together(tmp_path):
 
 
 def test_an_evaluation_at_the_step_of_a_removal_was_before_it(tmp_path):
+    """But for that of a removal in the end, which is of what is left."""
     write_run(tmp_path / "1", (100.0, 500.0, 800.0))
-    rewrite(
-        tmp_path / "1", lambda row: row | {"env_step": 1000 if row["env_step"] == 800 else row["env_step"]}
-    )
+    moved = {800: {"env_step": 1000}, 1000: {"prune/sparsity": 0.0}, 1800: {"env_step": 2000}}
+    rewrite(tmp_path / "1", lambda row: row | moved.get(row["env_step"], {}))
     [group] = only_section(tmp_path).groups
-    before, _ = trajectory(group)
-    assert before.y.value == 500
+    assert [(point.x, point.y.value) for point in trajectory(group)] == [(0, 500), (0.8, 800)]
 
 
 def test_the_sizes_of_a_dense_run_are_those_that_pruned_ones_begin_with(section):

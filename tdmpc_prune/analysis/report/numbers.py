@@ -79,13 +79,12 @@ def trajectory(group: RunGroup) -> list[Point]:
 
 
 def _trajectories(group: RunGroup) -> list[Rows]:
-    """An evaluation at the step of a removal was made before it."""
+    """By what was gone, not by the step: an evaluation at a removal's was made before it, but for the run's last."""
     parts: list[Rows] = []
     for run in group.runs:
         if run.removals:
-            first = run.removals[0]["env_step"]
-            before = [row for row in run.evaluations if row["env_step"] <= first][-1:]
-            parts.append(before + [row for row in run.evaluations if row["env_step"] > first])
+            whole = [row for row in run.evaluations if not row.get("prune/sparsity")]
+            parts.append(whole[-1:] + [row for row in run.evaluations if row.get("prune/sparsity")])
     return parts
 
 
