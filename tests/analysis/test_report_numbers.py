@@ -103,7 +103,9 @@ def test_who_stands_for_a_group(tmp_path):
     [group] = only_section(tmp_path).groups
     assert stands_for(group, "removals") == "1"
     assert len(trajectory(group)) == 3
-    # Seed 2 has no evaluation before its first removal now at 1,800 but the one at 1,000.
+    assert stands_for(group, "trajectory") is None
+    rewrite(tmp_path / "2", lambda row: row if row["env_step"] != 1000 else None)
+    [group] = only_section(tmp_path).groups
     assert stands_for(group, "trajectory") == "1"
 
 
