@@ -82,15 +82,16 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
         verb: training if verb == "train" else Annotated[settings, tyro.conf.subcommand(verb)]
         for verb, settings in verbs.items()
     }
-    prog, description = PROG, DESCRIPTION
-    if words[0] in verbs:  # of one verb alone, tyro suggests no other's options
-        prog, description = f"{PROG} {words[0]}", ""
+    prog: str = PROG
+    description: str | None = DESCRIPTION
+    if words[0] in verbs:  # alone, tyro describes it by its docstring, and suggests no other's options
+        prog, description = f"{PROG} {words[0]}", None
         commands, words = {words[0]: commands[words[0]]}, words[1:]
     command: Any = Union[*commands.values()]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(command, prog=prog, description=description or None, args=words)
+            return tyro.cli(command, prog=prog, description=description, args=words)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -112,9 +112,8 @@ def stands_for(group: RunGroup, what: Literal["trajectory", "removals"]) -> str 
     else:
         pruned = [run for run in group.runs if run.removals]
         found = list(zip(pruned, _trajectories(group), strict=True))
-    if _lie_together([rows for _, rows in found]):
-        return None
-    return max(found, key=lambda pair: len(pair[1]))[0].name
+    shown = _together([rows for _, rows in found])
+    return None if len(shown) == len(found) else next(run.name for run, rows in found if rows is shown[0])
 
 
 def _points(parts: Sequence[Rows], x: str, outcome: str) -> list[Point]:
