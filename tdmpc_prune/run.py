@@ -34,6 +34,8 @@ Row = dict[str, float | int]
 
 MOST_OWED = 100_000
 """Updates that a run may owe when it is saved, if it has no more steps than that."""
+SCORED_ROWS = 2_000
+"""Rows with scores that a run writes at most: they take 10 kB each, and short episodes end by the ten thousand."""
 
 
 class Agent(Prunable, Protocol):
@@ -54,6 +56,8 @@ class Progress:
     """Environment step of the last checkpoint."""
     kept_at: int = 0
     """Environment step of the last checkpoint that is kept for good."""
+    scored_at: int = -1
+    """Environment step of the last row of metrics that had scores."""
     recovery_updates: int = 0
     """Updates that removals have asked for, made or not."""
     skipped_updates: int = 0
@@ -332,7 +336,17 @@ class Run(ABC):
         if self.progress.skipped_updates:
             means["train/skipped_updates"] = self.progress.skipped_updates
         row = self._counters() | self._episode_metrics() | means | self._time()
-        return row | self.pruner.importance_metrics() | self.pruner.metrics() if self.pruner else row
+        return row | self._scores() | self.pruner.metrics() if self.pruner else row
+
+    def _scores(self) -> Row:
+        """Scores of the groups; nothing where a row had them a moment ago."""
+        step, last = self.progress.env_step, self.progress.scored_at
+        if not self.pruner or (last >= 0 and (step - last) * SCORED_ROWS < self.config.steps):
+            return {}
+        scores = self.pruner.importance_metrics()
+        if scores:
+            self.progress.scored_at = step
+        return scores
 
     @abstractmethod
     def _episode_metrics(self) -> Row:

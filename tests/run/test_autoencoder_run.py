@@ -1,5 +1,6 @@
 """`train autoencoder`: the same loop, the same pruning, and runs that can be stopped and resumed."""
 
+import contextlib
 import gzip
 import itertools
 import json
@@ -101,6 +102,24 @@ def test_recovery_follows_every_removal(folder):
 def test_no_errors_around_removals_where_none_are_asked_for(folder):
     run_small(UNIFORM, folder, "--prune.eval-episodes", "0")
     assert not any("error_before" in key or "error_after" in key for row in rows(folder) for key in row)
+
+
+def test_rows_that_come_quickly_have_scores_now_and_then(folder, interrupt, monkeypatch, no_plot):
+    monkeypatch.setattr("tdmpc_prune.run.SCORED_ROWS", 4)  # 15 updates of 60 lie between two of them
+    arguments = [*UNIFORM, "--log-every", "1"]
+    run_small(arguments, folder)
+    lines = [r for r in rows(folder) if "train/reconstruction_loss" in r]
+    assert [r["env_step"] for r in lines] == list(range(1, 61))
+    scored = [r for r in lines if any(key.startswith("importance") for key in r)]
+    assert [r["env_step"] for r in scored] == [1, 16, 31, 46]
+    assert all("prune/sparsity" in r for r in lines)
+
+    again = folder.with_name("again")
+    for stop in (60, 1, 0):  # after the first scores, and once more before the next ones
+        interrupt(stop)
+        with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+            run_small(arguments, again)
+    assert_same_run(again, folder)
 
 
 def test_calibration_measures_signal_to_noise(whole):
