@@ -177,14 +177,18 @@ def _row(result: GroupResult, section: Section) -> Row:
         section.task: called(result.group, section),
         "seeds": str(seeds),
         "end": shown(result.end),
-        "of dense": NOTHING if result.share is None else f"{result.share:.0%}",
+        "end, % of dense": shown(_percent(result.share)),
         "window": shown(result.window),
         "by size": shown(result.by_size),
-        "of dense, %": shown(window_share(result, section)),
+        "window, % of dense": shown(window_share(result, section)),
         "lowest": shown(result.worst),
         "largest fall": shown(largest_fall(result, section)),
         "parameters": NOTHING if result.parameters is None else f"{result.parameters:,.0f}",
     }
+
+
+def _percent(share: Estimate | None) -> Estimate | None:
+    return share and Estimate(100 * share.value, 100 * share.low, 100 * share.high)
 
 
 # The studies' tables

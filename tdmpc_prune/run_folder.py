@@ -166,7 +166,9 @@ class RunFolder:
             raise UserError(f"{self.config} cannot be read ({error}): choose another --run-dir") from error
         # A setting that an earlier version did not know was what it is by default, but for some.
         usual = flatten(to_json(type(config)(task=config.task)))
-        stored, wanted = (usual | earlier(settings) for settings in (stored, flatten(to_json(config))))
+        stored, wanted = (
+            _placed(usual | earlier(settings)) for settings in (stored, flatten(to_json(config)))
+        )
         free = [name for name in FREE_ON_RESUME if name != "steps" or not config.prune.enabled]
         differing = [
             f"{printable(key[:80])} (stored {repr(stored.get(key))[:80]}, now {repr(wanted.get(key))[:80]})"
@@ -178,6 +180,12 @@ class RunFolder:
                 f"{self.path} holds a run with other settings: {', '.join(differing[:4])}"
                 f"{' and more' if len(differing) > 4 else ''}; choose another --run-dir"
             )
+
+
+def _placed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same place is the same, however its path was written."""
+    source = settings.get("init_from")
+    return settings | ({"init_from": os.path.abspath(source)} if isinstance(source, str) else {})
 
 
 def to_json(config: TrainConfig) -> dict[str, Any]:

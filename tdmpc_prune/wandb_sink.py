@@ -229,9 +229,9 @@ def reason(error: Exception) -> str:
 
 def _keys() -> list[str]:
     """What the user logs in with."""
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     keys = [os.environ.get("WANDB_API_KEY")]
-    with suppress(OSError, NetrcParseError, ValueError):
+    with suppress(OSError, NetrcParseError, ValueError, RuntimeError):  # the last one: nobody's home
+        path = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
         host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc  # with its port
         entry = netrc(path).authenticators(host)
         keys.append(entry and entry[2])

@@ -72,6 +72,32 @@ def bootstrap(
     return Estimate(float(statistic(np.concatenate(arrays)[None])[0]), float(low), float(high))
 
 
+def ratio(values: ArrayLike, others: ArrayLike, *, together: bool = False, seed: int = 0) -> Estimate:
+    """Ratio of interquartile means, and its percentile-bootstrap interval.
+
+    Args:
+        values: at least one.
+        others: at least one, all positive.
+        together: whether each value belongs to the other of its place, as two runs of one seed do: what makes
+            both of them high or low does not widen the interval then.
+        seed: of the draws.
+
+    Raises:
+        ValueError: there are no values, others are not positive, or not as many as values though `together`.
+    """
+    above, below = np.asarray(values, np.float64), np.asarray(others, np.float64)
+    if not len(above) or not len(below) or not (below > 0).all():
+        raise ValueError("a ratio needs a value at least, and others that are all positive")
+    if together and len(above) != len(below):
+        raise ValueError(f"{len(above)} values do not belong to {len(below)} others one by one")
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(above), size=(RESAMPLES, len(above)))
+    other = drawn if together else rng.integers(len(below), size=(RESAMPLES, len(below)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(iqm(above[drawn]) / iqm(below[other]), [tail, 1 - tail])
+    return Estimate(float(iqm(above[None])[0] / iqm(below[None])[0]), float(low), float(high))
+
+
 def students(values: ArrayLike) -> Estimate:
     """Mean of a few episodes, and Student's interval; of one it has none: nan.
 

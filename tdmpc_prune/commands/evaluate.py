@@ -126,8 +126,9 @@ def _title(result: Mapping[str, Any]) -> str:
 
 def _tables(found: Found) -> None:
     first = found[0]
+    many = "" if first["episodes"] == 1 else "s"
     print(
-        f"{first['task']}: {first['episodes']} episodes from seed {first['seed']}, mean return and its 95% "
+        f"{first['task']}: {first['episodes']} episode{many} from seed {first['seed']}, mean return and its 95% "
         f"interval over episodes; {first['control_ms']:.0f} ms per control step\n"
     )
     names = short_names([result["run"] for result in found])

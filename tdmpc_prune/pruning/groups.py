@@ -141,7 +141,7 @@ def _groups(
         if any(m.role == "in" for m in members):
             groups.append(Group(_place(component, path), members))
     if not groups:
-        raise TraceError("trace() connects no two layers: there is nothing to prune")
+        raise TraceError("trace() connects no two Linear layers: there is nothing to prune")
     return groups
 
 

@@ -26,7 +26,7 @@ from tdmpc_prune.analysis.report.results import results
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.timing import Timing, Timings, control_periods, time_runs
 from tdmpc_prune.analysis.report.words import HELD, findings, interval, number, remarks, share
-from tdmpc_prune.analysis.statistics import Estimate, bootstrap
+from tdmpc_prune.analysis.statistics import Estimate, bootstrap, ratio
 
 CPU = torch.device("cpu")
 NO_TIMES = Timings({}, "")
@@ -49,7 +49,8 @@ def test_the_end_and_its_interval(section):
     assert pruned.end.value == pytest.approx(np.mean([700, 800, 830]))
     assert pruned.end.low < pruned.end.value < pruned.end.high
     assert dense.end == bootstrap([[840.0, 860.0]])
-    assert pruned.share == pytest.approx(pruned.end.value / 850)
+    assert pruned.share == ratio(ENDS, [840.0, 860.0])  # other seeds: both drawn apart
+    assert pruned.share.value == pytest.approx(pruned.end.value / 850)
     assert dense.share is None
     assert (pruned.parameters, pruned.sparsity, pruned.macs) == (200, 0.8, 180)
 
@@ -59,9 +60,14 @@ def test_the_share_is_of_the_dense_runs_of_the_same_seeds(tmp_path):
     for seed, end in ((1, 800.0), (2, 400.0)):
         write_run(tmp_path / f"dense-{seed}", (0.0, 0.0, end), seed=seed, criterion="none")
     write_run(tmp_path / "pruned", (0.0, 0.0, 400.0), seed=1)
-    assert [result.share for result in results(only_section(tmp_path), NO_TIMES)] == [None, 0.5]
+    dense, pruned = results(only_section(tmp_path), NO_TIMES)
+    assert dense.share is None
+    assert pruned.share == Estimate(0.5, 0.5, 0.5)
+    write_run(tmp_path / "second", (0.0, 0.0, 300.0), seed=2)
+    # 400 of 800 and 300 of 400, seed by seed: drawn apart, 300 of 800 would be as likely.
+    assert results(only_section(tmp_path), NO_TIMES)[1].share == Estimate(350 / 600, 0.5, 0.75)
     write_run(tmp_path / "other", (0.0, 0.0, 500.0), seed=3)
-    assert results(only_section(tmp_path), NO_TIMES)[1].share == pytest.approx(450 / 600)
+    assert results(only_section(tmp_path), NO_TIMES)[1].share.value == pytest.approx(400 / 600)
 
 
 def test_what_happened_at_other_steps_is_not_averaged(tmp_path):
@@ -285,7 +291,7 @@ def test_an_error_is_the_better_the_lower(tmp_path):
     section = only_section(tmp_path)
     found = results(section, NO_TIMES)
     assert [result.end.value for result in found] == [0.02, 0.04, 0.08]
-    assert found[1].share == pytest.approx(2)
+    assert found[1].share.value == pytest.approx(2)
     assert found[1].worst.value == pytest.approx(0.2)  # right after the first removal
     # From step 800: 0.2 to 0.1 in 200 steps, 0.1 for 800, and 0.08 to 0.04 in the 200 until the end.
     assert found[1].window.value == pytest.approx((200 * 0.15 + 800 * 0.1 + 200 * 0.06) / 1200)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, paired, standard_ranks, students
+from tdmpc_prune.analysis.statistics import bootstrap, iqm, mean, paired, ratio, standard_ranks, students
 
 
 def test_iqm_is_the_mean_of_the_middle_half():
@@ -50,6 +50,46 @@ def test_one_value_has_no_width():
 def test_nothing_to_draw_from(strata):
     with pytest.raises(ValueError, match="nothing to draw from"):
         bootstrap(strata)
+
+
+def test_ratio_of_what_belongs_together():
+    """Two runs of one seed are both good or both bad: that tells nothing of their ratio."""
+    below = np.array([100.0, 200, 400, 800, 900])
+    found = ratio(0.5 * below, below, together=True)
+    assert (found.low, found.value, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    apart = ratio(0.5 * below, below)
+    assert apart.value == pytest.approx(0.5)
+    assert apart.low < 0.3 < 0.8 < apart.high
+    assert ratio([300.0], [400.0]).value == ratio([300.0], [400.0], together=True).high == 0.75
+
+
+def test_interval_of_a_ratio_by_its_logarithm():
+    """Of many values it is the normal interval of the logarithm, as the delta method has it."""
+    rng = np.random.default_rng(5)
+    above, below = rng.normal(50, 5, 400), rng.normal(100, 20, 300)
+    found = ratio(above, below)
+    # The variance of a mean of the middle half: that of values winsorised at the quartiles, over n (1 - 2/4)^2.
+    spread = [
+        np.var(np.clip(x, *np.quantile(x, [0.25, 0.75]))) / len(x) / 0.25 / iqm(x[None])[0] ** 2
+        for x in (above, below)
+    ]
+    reach = 1.96 * np.sqrt(sum(spread))
+    assert np.log(found.high / found.low) == pytest.approx(2 * reach, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "together", "said"),
+    [
+        ([], [1.0], False, "at least"),
+        ([1.0], [], False, "at least"),
+        ([1.0], [0.0], False, "positive"),
+        ([1.0, 2.0], [1.0, -1.0], False, "positive"),
+        ([1.0, 2.0], [1.0], True, "2 values do not belong to 1 others"),
+    ],
+)
+def test_no_ratio(values, others, together, said):
+    with pytest.raises(ValueError, match=said):
+        ratio(values, others, together=together)
 
 
 def test_products_of_standard_ranks_are_spearmans_correlation():

@@ -99,15 +99,15 @@ def test_rows_of_groups(section):
     rows = {row["cartpole-swingup"]: row for row in each_group(section)}
     pruned = rows["taylor uniform compensated 90%"]
     assert pruned["end"] == "802 [801, 802]"
-    assert pruned["of dense"] == "80%"
+    assert pruned["end, % of dense"] == "80 [80, 80]"
     # Steps 1,000 to 4,000: from 90 to 200, to 300, and from 60 to 801 or 802; dense 500, 500, and to 1,000.
     assert pruned["window"] == "275 [275, 275]"
     # Left 1, 1/2, 1/8: 197.5 on average until step 3,000 (90 to 200, 200 to 300), and twice what came then, 430.5.
     assert pruned["by size"] == "353 [353, 353]"
-    assert pruned["of dense, %"] == "47 [47, 47]"
+    assert pruned["window, % of dense"] == "47 [47, 47]"
     assert pruned["lowest"] == "60 [60, 60]"
     assert pruned["largest fall"] == "410 [410, 410]"  # 500 to 90, and 300 to 60
-    assert rows["dense"]["of dense"] == "-"
+    assert rows["dense"]["end, % of dense"] == "-"
 
 
 def test_what_goes_on_is_compared_with_what_goes_on(tmp_path):
@@ -124,12 +124,12 @@ def test_what_goes_on_is_compared_with_what_goes_on(tmp_path):
     )
     [found] = sections(read_runs([whole, after]))
     rows = {row["cartpole-swingup"]: row for row in each_group(found)}
-    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "-"
+    assert rows["taylor uniform 90% (init_from a dense run)"]["window, % of dense"] == "-"
     on = run_folder(tmp_path / "g", seed=1, returns=(500, 800, 800, 800, 800), init_from=str(whole))
     [found] = sections(read_runs([whole, after, on]))
     rows = {row["cartpole-swingup"]: row for row in each_group(found)}
-    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense"] == "50%"
-    assert rows["taylor uniform 90% (init_from a dense run)"]["of dense, %"] == "50"
+    assert rows["taylor uniform 90% (init_from a dense run)"]["end, % of dense"] == "50"
+    assert rows["taylor uniform 90% (init_from a dense run)"]["window, % of dense"] == "50"
     assert rows["dense (going on)"]["end"] == "800"
     assert rows["dense"]["end"] == "500"
 

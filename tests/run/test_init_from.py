@@ -133,6 +133,16 @@ def test_the_dense_run_is_not_touched(dense, folder, no_plot):
     assert tree(dense) == before
 
 
+def test_the_same_place_spelled_otherwise_is_the_same(dense, pruned, folder, interrupt, monkeypatch, no_plot):
+    monkeypatch.chdir(dense.parent)
+    interrupt(4)
+    with pytest.raises(Interrupted):
+        run_small([*PRUNED, "--init-from", dense.name], folder)
+    interrupt(0)
+    run_small([*PRUNED, "--init-from", f"{dense}/../{dense.name}"], folder)
+    assert_same_run(folder, pruned)
+
+
 def test_twice_the_same(dense, pruned, folder, no_plot):
     run_small([*PRUNED, "--init-from", str(dense)], folder)
     assert_same_run(folder, pruned)

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,16 @@ def test_auto_reads_netrc_in_the_home_folder(tmp_path, monkeypatch):
     path.write_text(f"machine 127.0.0.1:9 login user password {'0' * 40}\n")
     path.chmod(0o600)
     assert mode() == "online"
+
+
+def test_nobody_has_a_home(monkeypatch):
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.delenv("HOME")
+    assert wandb_mode(WandbConfig(mode="auto")) == "offline"
 
 
 def test_a_broken_netrc_is_no_login(tmp_path, monkeypatch):

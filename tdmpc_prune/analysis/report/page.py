@@ -107,7 +107,7 @@ def _render(parts: Sequence[Part], timings: Timings) -> str:
     )
 
 
-WORDS = ("number", "share", "interval", "plural", "status", "seeds_of")
+WORDS = ("number", "share", "shares", "multiples", "interval", "plural", "status", "seeds_of")
 """What the template may call."""
 
 

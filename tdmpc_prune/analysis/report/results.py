@@ -11,7 +11,7 @@ from tdmpc_prune.analysis.report.groups import RunGroup, Section
 from tdmpc_prune.analysis.report.numbers import ends, estimate, fall
 from tdmpc_prune.analysis.report.runs import ReportRun
 from tdmpc_prune.analysis.report.timing import Timings
-from tdmpc_prune.analysis.statistics import Estimate
+from tdmpc_prune.analysis.statistics import Estimate, ratio
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class GroupResult:
     """The outcome in the end: interquartile mean over seeds and its interval."""
     dense: Estimate | None
     """The same of the dense runs that it is compared with: those of its seeds, or all if it has others."""
+    share: Estimate | None
+    """`end` over `dense`, seed by seed if each has one dense run; None also of dense runs, and beside returns that are
+    not positive."""
     parameters: float | None
     """Left in the end, mean over seeds."""
     sparsity: float
@@ -49,13 +52,6 @@ class GroupResult:
     removed: int
     """Seeds that anything was removed from."""
 
-    @property
-    def share(self) -> float | None:
-        """The outcome in the end, as a share of the dense one; None also of the dense runs, and of negative ones."""
-        if self.end is None or self.dense is None or self.group.dense or self.dense.value <= 0:
-            return None
-        return self.end.value / self.dense.value
-
     def to_json(self) -> dict[str, Any]:
         """All numbers as JSON values."""
         runs = self.group.runs
@@ -67,7 +63,7 @@ class GroupResult:
             "finished": sum(run.finished for run in runs),
             "target_sparsity": self.group.target,
             runs[0].outcome: _interval(self.end),
-            "share_of_dense": self.share,
+            "share_of_dense": _interval(self.share),
             "parameters": self.parameters,
             "sparsity": self.sparsity,
             "macs": self.macs,
@@ -89,7 +85,8 @@ def results(section: Section, timings: Timings) -> list[GroupResult]:
 def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
     reference = section.reference(group)
     runs = group.counted
-    dense = ends(_of_seeds(reference.counted, runs)) if reference else None
+    compared = _of_seeds(reference.counted, runs) if reference else []
+    dense = ends(compared)
     falls = [found for run in runs if (found := fall(run, section, dense))]
     lowest = [found["lowest_return"] for found in falls if found["lowest_return"] is not None]
     times = [timings.of[run.path] for run in runs if run.path in timings.of]
@@ -98,6 +95,7 @@ def _result(group: RunGroup, section: Section, timings: Timings) -> GroupResult:
         group=group,
         end=ends(runs),
         dense=dense,
+        share=None if group.dense else _share(runs, compared),
         parameters=_mean([_size(run, section, "prune/params") for run in runs]),
         sparsity=mean(run.sparsity for run in runs),
         macs=_mean([_size(run, section, "prune/macs") for run in runs]),
@@ -117,6 +115,17 @@ def _of_seeds(dense: Sequence[ReportRun], runs: Sequence[ReportRun]) -> Sequence
     """The dense runs of the seeds of others, if each of these has one; else all."""
     seeds = {run.seed for run in runs}
     return [run for run in dense if run.seed in seeds] if seeds <= {run.seed for run in dense} else dense
+
+
+def _share(runs: Sequence[ReportRun], dense: Sequence[ReportRun]) -> Estimate | None:
+    """What pruned runs have come to over what dense ones have."""
+    own, other = ([(r.seed, r.last) for r in some if r.last is not None] for some in (runs, dense))
+    if not own or not other or min(value for _, value in other) <= 0:
+        return None
+    partner = dict(other)
+    if len(own) == len(other) == len(partner) and dict(own).keys() == partner.keys():
+        return ratio([value for _, value in own], [partner[seed] for seed, _ in own], together=True)
+    return ratio([value for _, value in own], [value for _, value in other])
 
 
 def _size(run: ReportRun, section: Section, key: str) -> float | None:

@@ -35,11 +35,9 @@ def share(value: float | None) -> str:
     return UNKNOWN if value is None else percent(round(value, 3))
 
 
-def compared(of_dense: float | None, section: Section) -> str:
+def compared(of_dense: Estimate, section: Section) -> str:
     """A share of the dense return in percent, a multiple of the dense error in words."""
-    if of_dense is None:
-        return UNKNOWN
-    return f"{share(of_dense)} of" if section.sign > 0 else f"{number(of_dense)} times"
+    return f"{share(of_dense.value)} of" if section.sign > 0 else f"{number(of_dense.value)} times"
 
 
 def interval(found: Estimate | None, seeds: int = 2) -> str:
@@ -47,6 +45,22 @@ def interval(found: Estimate | None, seeds: int = 2) -> str:
     if found is None:
         return UNKNOWN
     return number(found.value) + (f" [{number(found.low)}, {number(found.high)}]" if seeds > 1 else "")
+
+
+def shares(found: Estimate | None, seeds: int = 2) -> str:
+    """A share in percent and its interval: 98.4% [97.2, 99.1]; of one seed there is none."""
+    if found is None:
+        return UNKNOWN
+    reach = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if seeds > 1 else ""
+    return share(found.value) + reach
+
+
+def multiples(found: Estimate | None, seeds: int = 2) -> str:
+    """A multiple and its interval: 1.46\N{MULTIPLICATION SIGN} [1.4, 1.51]; of one seed there is none."""
+    if found is None:
+        return UNKNOWN
+    reach = f" [{number(found.low)}, {number(found.high)}]" if seeds > 1 else ""
+    return number(found.value) + "\N{MULTIPLICATION SIGN}" + reach
 
 
 def plural(count: int, word: str) -> str:
@@ -144,11 +158,11 @@ def _most_pruned(section: Section, results: Sequence[GroupResult]) -> Iterator[s
     pruned = [result for result in _pruned(results) if result.share is not None]
     if section.sign < 0 or len({result.group.target for result in pruned}) < 2:
         return
-    keeping = [result for result in pruned if (result.share or 0) >= RECOVERED]
+    keeping = [result for result in pruned if result.share and result.share.value >= RECOVERED]
     if not keeping:
         yield f"No pruned group keeps {percent(RECOVERED)} of the unpruned return."
         return
-    most = max(keeping, key=lambda r: (r.group.target, r.share))
+    most = max(keeping, key=lambda r: (r.group.target, r.share.value if r.share else 0))
     yield (
         f"The most pruned group that keeps {percent(RECOVERED)} of the unpruned return is {most.group.label}: "
         f"{share(most.sparsity)} of the parameters are gone."
