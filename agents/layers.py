@@ -3,7 +3,7 @@
 For float32 on a CPU. Three things are different there, and nothing else:
 
 - Large matrix products are oneDNN's: PyTorch's own are MKL's, which uses half of what processors of other
-  makers than Intel have. Where PyTorch was built without oneDNN, all are PyTorch's.
+  makers than Intel have. On Intel's, and where PyTorch was built without oneDNN, all are PyTorch's.
 - Exponentials are of base 2: PyTorch's `elu` and `tanh` take 2 to 5 times as long. They are as exact where
   numbers are near 1, and 1e-7 off near 0.
 - The backward pass is written out: one node of autograd per network in place of one per operation.
@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +36,17 @@ FEWEST_ROWS = 16
 FEWEST_OUTPUTS = 16
 """Below so many outputs, MKL rounds a row by where it lies in memory, if its length is no multiple of 4 (seen)."""
 
+
+
+def _intels() -> bool:
+    """Whether Intel made this processor."""
+    info = Path("/proc/cpuinfo")
+    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
+
+
 ONEDNN = torch.backends.mkldnn.is_available()
+ONEDNN_QUICKER = ONEDNN and not (torch.backends.mkl.is_available() and _intels())
+"""Asked of the processor, not of the clock, which would not give the same answer each time."""
 # It keeps a compiled product for every shape, half a megabyte each. A few dozen are at work at a time, but every
 # removal brings others: of the 1,024 that it keeps by default most are of former widths. Read at its first use.
 for _setting in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
@@ -218,7 +230,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]; by what is quick for so many rows."""
     outputs, inputs = weight.shape
     few = _alike and (outputs == 1 or (outputs < FEWEST_OUTPUTS and inputs % 4 != 0))
-    if ONEDNN and (few or rows * weight.numel() >= LARGE):
+    if (few and ONEDNN) or (ONEDNN_QUICKER and rows * weight.numel() >= LARGE):
         return _onednn(x, weight, bias)
     if few:
         more = FEWEST_OUTPUTS - outputs
@@ -228,7 +240,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
 
 def _gradient_product(x: Tensor, weight: Tensor) -> Tensor:
     """The same without a bias, in whichever way is quicker."""
-    large = ONEDNN and x.shape[0] * weight.numel() >= LARGE
+    large = ONEDNN_QUICKER and x.shape[0] * weight.numel() >= LARGE
     return _onednn(x, weight, None) if large else x @ weight.t()
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from tdmpc_prune import __version__
 from tdmpc_prune.config import AnyTrainConfig, TrainConfig
 from tdmpc_prune.errors import UserError
+from tdmpc_prune.processor import processor
 from tdmpc_prune.reading import printable, read_json
 
 # What may differ between a run and the command that resumes it: where and how long, never what is learned.
@@ -233,7 +234,7 @@ def provenance() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {processor()}",
     }
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
@@ -23,6 +21,7 @@ from agents.replay import Batch, Episode, ReplayBuffer
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.updates import Updates
+from tdmpc_prune.processor import processor
 from tdmpc_prune.pruning.compensation import BATCHES
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.importance import WAITING
@@ -287,21 +286,10 @@ def machine(device: torch.device) -> str:
     """What a figure was measured on, in a line."""
     count = torch.get_num_threads()
     parts = [
-        f"{_processor()} ({os.cpu_count()} cores)",
+        f"{processor()} ({os.cpu_count()} cores)",
         f"PyTorch {torch.__version__}",
         f"{count} thread{'s' if count > 1 else ''}",
     ]
     if device.type == "cuda":
         parts.insert(0, torch.cuda.get_device_name(device))
     return ", ".join(parts)
-
-
-def _processor() -> str:
-    """The processor's name, and on Linux its family and model: names may be as little as `AMD EPYC`."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    if "model name" not in said:
-        return platform.processor() or platform.machine()
-    kind = f" {said['cpu family']}/{said['model']}" if {"cpu family", "model"} <= said.keys() else ""
-    return said["model name"] + kind

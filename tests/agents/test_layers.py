@@ -20,6 +20,17 @@ NETWORKS = {
 }
 
 
+WAYS = {"onednn": (True, True), "mkl": (True, False), "mkl alone": (False, False)}
+"""Whether oneDNN is there, and the quicker one: on other processors than Intel's, on Intel's, nowhere."""
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    there, quicker = WAYS[request.param]
+    monkeypatch.setattr(layers, "ONEDNN_QUICKER", quicker and layers.ONEDNN)
+    monkeypatch.setattr(layers, "ONEDNN", there and layers.ONEDNN)
+
+
 def network(name: str) -> MLP:
     sizes, normalise_first = NETWORKS[name]
     torch.manual_seed(1)
@@ -39,7 +50,7 @@ def gradients(net: nn.Module, x: torch.Tensor, weight: torch.Tensor) -> list[tor
 
 @pytest.mark.parametrize("rows", [(1,), (2,), (15,), (300,), (5, 256), (2500,), (2, 3, 4)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_same_as_module_by_module(name, rows, monkeypatch):
+def test_same_as_module_by_module(name, rows, way, monkeypatch):
     net = network(name)
     x = torch.randn(*rows, net[0].in_features)
     weight = torch.randn(*rows, net[-1].out_features)
@@ -61,7 +72,7 @@ def test_same_as_module_by_module(name, rows, monkeypatch):
 
 def test_gradients_by_finite_differences(monkeypatch):
     """In float64, which only tests compute in this way."""
-    monkeypatch.setattr(layers, "ONEDNN", False)
+    monkeypatch.setattr(layers, "ONEDNN_QUICKER", False)
     for name in ("small", "normalised"):
         net = network(name).double()
         inputs = torch.randn(6, net[0].in_features, dtype=torch.float64, requires_grad=True)
@@ -73,12 +84,10 @@ def test_gradients_by_finite_differences(monkeypatch):
         assert torch.autograd.gradcheck(run, (inputs, *net.parameters()), atol=1e-6)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_an_environment_does_not_feel_the_others(name, threads, onednn, monkeypatch):
+def test_an_environment_does_not_feel_the_others(name, threads, way):
     """Inputs are of shape [environments, candidates, in], or [environments, 1, in]."""
-    monkeypatch.setattr(layers, "ONEDNN", onednn and layers.ONEDNN)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -99,11 +108,9 @@ def test_an_environment_does_not_feel_the_others(name, threads, onednn, monkeypa
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("outputs", [1, 2, 3, 6, 11, 12, 17])
-def test_products_do_not_feel_where_a_row_lies(outputs, onednn, monkeypatch):
+def test_products_do_not_feel_where_a_row_lies(outputs, way):
     """MKL rounds rows of odd lengths by their address where there are few outputs: widths that pruning leaves."""
-    monkeypatch.setattr(layers, "ONEDNN", onednn and layers.ONEDNN)
     torch.manual_seed(2)
     for inputs in (5, 9, 13, 16, 33, 57, 97, 128):
         weight, bias = torch.randn(outputs, inputs), torch.randn(outputs)
@@ -114,6 +121,24 @@ def test_products_do_not_feel_where_a_row_lies(outputs, onednn, monkeypatch):
                 alone = [layers.product(one.clone(), weight, bias, candidates) for one in x.split(1)]
             assert torch.equal(torch.cat(alone), together), (inputs, candidates)
             torch.testing.assert_close(together, nn.functional.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("info", "said", "intels"),
+    [
+        ("vendor_id\t: GenuineIntel\nmodel name\t: Xeon\n", "", True),
+        ("vendor_id\t: AuthenticAMD\n", "", False),
+        (None, "Intel64 Family 6 Model 142 Stepping 12, GenuineIntel", True),  # as Windows has it
+        (None, "arm", False),
+    ],
+)
+def test_who_made_the_processor(info, said, intels, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    if info:
+        file.write_text(info)
+    monkeypatch.setattr(layers, "Path", lambda path: file)
+    monkeypatch.setattr("platform.processor", lambda: said)
+    assert layers._intels() is intels
 
 
 def test_frozen_parameters_get_no_gradient():
