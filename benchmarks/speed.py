@@ -91,7 +91,7 @@ def rewards_step_by_step() -> Iterator[None]:
 
 TRICKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "networks as a whole": module_by_module,
-    "products by oneDNN": lambda: patch.object(layers, "ONEDNN_QUICKER", False),
+    "products by oneDNN": lambda: patch.object(layers, "ONEDNN", False),
     "base-2 exponentials": lambda: patch.multiple(layers, elu_=F.elu_, tanh_=torch.tanh_),
     "rewards of a rollout at once": rewards_step_by_step,
 }
