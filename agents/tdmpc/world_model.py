@@ -13,6 +13,9 @@ from agents.tdmpc.config import TDMPCConfig
 Architecture = Mapping[str, Sequence[int]]
 """Widths of every component, inputs first, for example {"encoder": [5, 128, 32], ...}."""
 
+AT_ONCE = 2**16
+"""Numbers in a hidden layer, up to which a plan's rewards of all steps are predicted at once: in fewer calls. Of more,
+what a layer has written has left the processor's cache when the next one reads it."""
 ACTION_LIMIT = 1 - 1e-6
 NOISE_CLIP = 0.3
 
@@ -69,13 +72,24 @@ class WorldModel(nn.Module):
     def rollout(self, z: Tensor, actions: Tensor) -> tuple[list[Tensor], Tensor]:
         """Predicts H + 1 latent states [..., L], `z` the first, and rewards [H, ...] (R) for actions [H, ..., A].
 
-        Rewards are predicted all at once: what comes after does not wait for them.
+        Rewards are predicted when all latent states are: what comes after does not wait for them.
         """
         latents, inputs = [z], []
         for action in actions:
             inputs.append(torch.cat([latents[-1], action], dim=-1))
             latents.append(self.dynamics(inputs[-1]))
-        return latents, self.reward(torch.stack(inputs)).squeeze(-1)
+        if self._at_once(inputs[0]):
+            rewards = self.reward(torch.stack(inputs))
+        else:
+            rewards = torch.stack([self.reward(x) for x in inputs])
+        return latents, rewards.squeeze(-1)
+
+    def _at_once(self, x: Tensor) -> bool:
+        """Whether rewards of several such inputs [..., L + A] are predicted by one call."""
+        if not torch.is_inference_mode_enabled() or not x.is_cpu or torch.compiler.is_compiling():
+            return True
+        rows, width = x.numel() // x.shape[-1], self.reward[0].out_features
+        return rows * width <= AT_ONCE
 
     def act(self, z: Tensor, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
         """Actions [..., A] of the policy (pi); standard normal `noise` [..., A] is scaled and clipped to +-0.3."""

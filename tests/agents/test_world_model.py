@@ -6,6 +6,7 @@ import torch
 from by_hand import dynamics, encode, lowest_q, policy, q_value, random_agent, reward, weights_of
 from torch import nn
 
+from agents.layers import alike
 from agents.networks import mlp, straight_through_clamp, widths
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PAPER
@@ -253,3 +254,29 @@ def test_straight_through_clamp():
     np.testing.assert_allclose(clamped.detach(), [-0.6, -0.5, 0.0, 0.6, 0.6])
     (clamped * torch.arange(5)).sum().backward()
     np.testing.assert_array_equal(x.grad, [0, 1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rewards_of_large_plans_are_predicted_step_by_step(paper, threads):
+    """With the same bits: environments must not feel how many they are."""
+    calls = []
+    forward = paper.model.reward.forward
+    z, actions = torch.randn(3, 137, 50), torch.rand(4, 3, 137, 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(paper.model.reward, "forward", lambda x: calls.append(x.shape) or forward(x))
+            nn.init.normal_(paper.model.reward[-1].weight)
+            with torch.no_grad(), alike():
+                latents, at_once = paper.model.rollout(z, actions)
+            with torch.inference_mode(), alike():
+                same, by_step = paper.model.rollout(z, actions)
+                _, small = paper.model.rollout(z[:, :20], actions[:, :, :20])
+        assert calls == [(4, 3, 137, 51), *[(3, 137, 51)] * 4, (4, 3, 20, 51)]
+        assert torch.equal(by_step, at_once)
+        assert all(map(torch.equal, same, latents))
+        np.testing.assert_allclose(small, by_step[:, :, :20], atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+        nn.init.zeros_(paper.model.reward[-1].weight)
