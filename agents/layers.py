@@ -8,7 +8,8 @@ For float32 on a CPU. Three things are different there, and nothing else:
   numbers are near 1, and 1e-7 off near 0.
 - The backward pass is written out: one node of autograd per network in place of one per operation.
 
-On Intel's processors MKL is the quickest: its products, its `exp` in `elu`, and its `tanh`.
+On Intel's processors MKL is the quickest: its products, its `exp` in `elu`, and its `tanh`. Where there are units for
+matrices of bfloat16, planners multiply by them: see `brief`.
 
 Planners decide by sorting values, where the last bit can matter. `alike` has every environment of a batch
 computed as if it were alone, bit by bit.
@@ -31,6 +32,8 @@ from torch.nn import functional as F
 
 LARGE = 2**20
 """Multiplications from which on oneDNN is quicker: a call of it costs 10 microseconds more."""
+BRIEF, BRIEF_INPUTS = 2**23, 128
+"""Multiplications and inputs from which on bfloat16 is quicker: it has to be converted to."""
 FEW = 2**12
 """Numbers below which one call takes longer than what it does."""
 FEWEST_ROWS = 16
@@ -39,15 +42,17 @@ FEWEST_OUTPUTS = 16
 """Below so many outputs, MKL rounds a row by where it lies in memory, if its length is no multiple of 4 (seen)."""
 
 
-def _intels() -> bool:
-    """Whether Intel made this processor."""
+def _processor() -> str:
+    """What is said of this processor: who made it, and on Linux what it can do."""
     info = Path("/proc/cpuinfo")
-    return "GenuineIntel" in (info.read_text() if info.exists() else platform.processor())
+    return info.read_text() if info.exists() else platform.processor()
 
 
 ONEDNN = torch.backends.mkldnn.is_available()
-MKL_IS_QUICK = torch.backends.mkl.is_available() and _intels()
+MKL_IS_QUICK = torch.backends.mkl.is_available() and "GenuineIntel" in _processor()
 """Asked of the processor, not of the clock, which would not give the same answer each time."""
+BFLOAT16 = ONEDNN and "amx_bf16" in _processor()
+"""Whether it multiplies matrices of bfloat16 (Intel's AMX: Xeons from 2023 on)."""
 # It keeps a compiled product for every shape, half a megabyte each. A few dozen are at work at a time, but every
 # removal brings others: of the 1,024 that it keeps by default most are of former widths. Read at its first use.
 for _setting in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
@@ -56,7 +61,7 @@ for _setting in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
 LOG2_E, ONE, TWO = torch.tensor([math.log2(math.e), 1, 2]).unbind()
 """Tensors, since PyTorch makes one of a number at every call."""
 
-_as_a_whole, _alike = True, False
+_as_a_whole, _alike, _brief = True, False, False
 
 
 @contextmanager
@@ -85,6 +90,22 @@ def alike() -> Iterator[None]:
         yield
     finally:
         _alike = before
+
+
+@contextmanager
+def brief() -> Iterator[None]:
+    """Has large products multiply bfloat16 meanwhile, where the processor has units for it; all else is float32.
+
+    Factors are rounded to 8 bits of mantissa, and added up in float32: a result is off by some 3e-3 of itself. That
+    is for plans, which compare hundreds of random sequences; what learns and what scores units asks for no less
+    than float32. In all threads, as `alike`.
+    """
+    global _brief
+    before, _brief = _brief, True
+    try:
+        yield
+    finally:
+        _brief = before
 
 
 def as_a_whole() -> bool:
@@ -230,6 +251,8 @@ class _Network(torch.autograd.Function):
 def product(x: Tensor, weight: Tensor, bias: Tensor, rows: int) -> Tensor:
     """x [..., in] times weight [out, in] transposed, plus bias [out]: [..., out]; by what is quick for so many rows."""
     outputs, inputs = weight.shape
+    if _brief and BFLOAT16 and inputs >= BRIEF_INPUTS and rows * weight.numel() >= BRIEF:
+        return _bfloat16(x, weight, bias)
     few = _alike and (outputs == 1 or (outputs < FEWEST_OUTPUTS and inputs % 4 != 0))
     if ONEDNN and (few or (rows * weight.numel() >= LARGE and not MKL_IS_QUICK)):
         return _onednn(x, weight, bias)
@@ -247,6 +270,15 @@ def _gradient_product(x: Tensor, weight: Tensor) -> Tensor:
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def _bfloat16(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        return _onednn(x, weight, bias)
+    finally:
+        matmul.fp32_precision = before
 
 
 def elu_(x: Tensor) -> Tensor:

@@ -92,6 +92,7 @@ def rewards_step_by_step() -> Iterator[None]:
 TRICKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "networks as a whole": module_by_module,
     "products by oneDNN": lambda: patch.object(layers, "ONEDNN", False),
+    "plans in bfloat16": lambda: patch.object(layers, "BFLOAT16", False),
     "base-2 exponentials": lambda: patch.multiple(layers, elu_=F.elu_, tanh_=torch.tanh_),
     "rewards of a rollout at once": rewards_step_by_step,
 }
@@ -190,8 +191,13 @@ def _ratio(times: Times, name: str, other: str, kind: str) -> float | None:
 def show(found: Sequence[Found], device: torch.device) -> None:
     """Prints the tables."""
     rounds = " and ".join(str(one.rounds) for one in found)
+    kind = (
+        "float32 (large products of plans: bfloat16)"
+        if layers.BFLOAT16 and device.type == "cpu"
+        else "float32"
+    )
     print(
-        f"{machine(device)}, {device}, float32; medians of {rounds} rounds, ratios are medians over rounds\n"
+        f"{machine(device)}, {device}, {kind}; medians of {rounds} rounds, ratios are medians over rounds\n"
     )
     show_table([_shown(row) for one in found for row in one.speed])
     if any(one.tricks for one in found):

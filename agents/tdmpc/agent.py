@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.gradients import adam, drop_gradients, finite_norm, gradient_norm, step
-from agents.layers import as_a_whole
+from agents.layers import as_a_whole, brief
 from agents.replay import Batch, ReplayBuffer
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.plan_graphs import PlanGraphs
@@ -111,8 +111,9 @@ class TDMPC:
         if self._plans and as_a_whole():
             action = self._plans.plan(planner, observation, horizon=horizon, min_std=min_std, explore=explore)
         else:
-            z = self._encode(observation)
-            action = planner.plan(z, horizon=horizon, min_std=min_std, explore=explore)
+            with brief():
+                z = self._encode(observation)
+                action = planner.plan(z, horizon=horizon, min_std=min_std, explore=explore)
         return action.cpu().numpy()
 
     @torch.inference_mode()

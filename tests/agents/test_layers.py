@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from agents import layers
-from agents.layers import MLP, alike, elu_, module_by_module, tanh_
+from agents.layers import MLP, alike, brief, elu_, module_by_module, tanh_
 from agents.networks import mlp
 
 NETWORKS = {
@@ -124,21 +124,80 @@ def test_products_do_not_feel_where_a_row_lies(outputs, way):
 
 
 @pytest.mark.parametrize(
-    ("info", "said", "intels"),
+    ("info", "said", "found"),
     [
-        ("vendor_id\t: GenuineIntel\nmodel name\t: Xeon\n", "", True),
-        ("vendor_id\t: AuthenticAMD\n", "", False),
-        (None, "Intel64 Family 6 Model 142 Stepping 12, GenuineIntel", True),  # as Windows has it
-        (None, "arm", False),
+        ("vendor_id\t: GenuineIntel\nflags\t: fpu amx_bf16\n", "", (True, True)),
+        ("vendor_id\t: AuthenticAMD\nflags\t: fpu avx512_bf16\n", "", (False, False)),
+        (None, "Intel64 Family 6 Model 142 Stepping 12, GenuineIntel", (True, False)),  # as Windows has it
+        (None, "arm", (False, False)),
     ],
 )
-def test_who_made_the_processor(info, said, intels, tmp_path, monkeypatch):
+def test_what_is_known_of_the_processor(info, said, found, tmp_path, monkeypatch):
     file = tmp_path / "cpuinfo"
     if info:
         file.write_text(info)
     monkeypatch.setattr(layers, "Path", lambda path: file)
     monkeypatch.setattr("platform.processor", lambda: said)
-    assert layers._intels() is intels
+    assert tuple(word in layers._processor() for word in ("GenuineIntel", "amx_bf16")) == found
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Shapes of the products of bfloat16; on any processor, since oneDNN does what it can."""
+    shapes = []
+    bfloat16 = layers._bfloat16
+    monkeypatch.setattr(layers, "BFLOAT16", layers.ONEDNN)
+    monkeypatch.setattr(
+        layers, "_bfloat16", lambda x, weight, bias: shapes.append(weight.shape) or bfloat16(x, weight, bias)
+    )
+    return shapes
+
+
+@pytest.mark.skipif(not layers.ONEDNN, reason="PyTorch was built without oneDNN")
+def test_large_products_of_bfloat16(counted):
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    net = network("wide").requires_grad_(False)
+    x = torch.randn(536, 52)
+    exact = net(x)
+    assert not counted  # nobody has asked for it
+    with brief():
+        found = net(x)
+        net(x[:20])
+        assert matmul.fp32_precision == before
+    assert counted == [(512, 512), (50, 512)]  # 52 inputs are too few, 20 rows as well
+    assert (found - exact).norm() <= 5e-3 * exact.norm()
+    assert torch.equal(net(x), exact)
+    with pytest.raises(RuntimeError), brief():
+        layers.product(x, torch.randn(512, 512), torch.randn(512), 536)
+    assert matmul.fp32_precision == before
+    assert not layers._brief
+
+
+@pytest.mark.skipif(not layers.BFLOAT16, reason="this processor has no units for bfloat16")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_bfloat16(counted, threads):
+    """They are what is said of them; and an environment does not feel the others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for inputs, outputs in ((512, 512), (512, 50), (160, 161), (161, 160)):
+            x, weight, bias = (
+                torch.randn(7, 536, inputs),
+                torch.randn(outputs, inputs),
+                torch.randn(outputs),
+            )
+            with brief(), alike():
+                together = layers.product(x, weight, bias, 536)
+                alone = [layers.product(one.clone(), weight, bias, 536) for one in x.split(1)]
+            assert torch.equal(torch.cat(alone), together)
+            rounded = nn.functional.linear(
+                x.bfloat16().double(), weight.bfloat16().double(), bias.double()
+            ).float()
+            torch.testing.assert_close(together, rounded, atol=1e-4, rtol=1e-5)
+        assert len(counted) == 4 * 8
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_frozen_parameters_get_no_gradient():
