@@ -49,9 +49,10 @@ def _processor() -> str:
 
 
 ONEDNN = torch.backends.mkldnn.is_available()
-MKL_IS_QUICK = torch.backends.mkl.is_available() and "GenuineIntel" in _processor()
+_said = _processor()
+MKL_IS_QUICK = torch.backends.mkl.is_available() and "GenuineIntel" in _said
 """Asked of the processor, not of the clock, which would not give the same answer each time."""
-BFLOAT16 = ONEDNN and "amx_bf16" in _processor()
+BFLOAT16 = ONEDNN and "amx_bf16" in _said
 """Whether it multiplies matrices of bfloat16 (Intel's AMX: Xeons from 2023 on)."""
 # It keeps a compiled product for every shape, half a megabyte each. A few dozen are at work at a time, but every
 # removal brings others: of the 1,024 that it keeps by default most are of former widths. Read at its first use.

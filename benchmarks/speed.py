@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from agents import layers
 from agents.layers import module_by_module
+from agents.tdmpc import world_model
 from agents.tdmpc.world_model import WorldModel
 from benchmarks.upstream import Upstream
 from tdmpc_prune.commands.benchmark import SpeedConfig
@@ -92,9 +93,11 @@ def rewards_step_by_step() -> Iterator[None]:
 TRICKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "networks as a whole": module_by_module,
     "products by oneDNN": lambda: patch.object(layers, "ONEDNN", False),
+    "products and exponentials by MKL": lambda: patch.object(layers, "MKL_IS_QUICK", False),
     "plans in bfloat16": lambda: patch.object(layers, "BFLOAT16", False),
     "base-2 exponentials": lambda: patch.multiple(layers, elu_=F.elu_, tanh_=torch.tanh_),
     "rewards of a rollout at once": rewards_step_by_step,
+    "but of large plans step by step": lambda: patch.object(world_model, "AT_ONCE", 10**12),
 }
 """What makes it quick, and how each is turned off. Those of one kind are not independent: shares do not add up."""
 

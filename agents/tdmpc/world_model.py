@@ -88,7 +88,8 @@ class WorldModel(nn.Module):
         """Whether rewards of several such inputs [..., L + A] are predicted by one call."""
         if not torch.is_inference_mode_enabled() or not x.is_cpu or torch.compiler.is_compiling():
             return True
-        return x.numel() // x.shape[-1] * widths(self.reward)[1] <= AT_ONCE
+        hidden: Tensor = self.reward[0].weight  # type: ignore[assignment]
+        return x.numel() // x.shape[-1] * len(hidden) <= AT_ONCE
 
     def act(self, z: Tensor, std: float = 0.0, noise: Tensor | None = None) -> Tensor:
         """Actions [..., A] of the policy (pi); standard normal `noise` [..., A] is scaled and clipped to +-0.3."""

@@ -90,12 +90,11 @@ def ratio(values: ArrayLike, others: ArrayLike, *, together: bool = False, seed:
         raise ValueError("a ratio needs a value at least, and others that are all positive")
     if together and len(above) != len(below):
         raise ValueError(f"{len(above)} values do not belong to {len(below)} others one by one")
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(above), size=(RESAMPLES, len(above)))
-    other = drawn if together else rng.integers(len(below), size=(RESAMPLES, len(below)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(iqm(above[drawn]) / iqm(below[other]), [tail, 1 - tail])
-    return Estimate(float(iqm(above[None])[0] / iqm(below[None])[0]), float(low), float(high))
+    if together:  # places are drawn
+        places = np.arange(len(above))
+        return bootstrap([places], lambda p: iqm(above[p.astype(int)]) / iqm(below[p.astype(int)]), seed=seed)
+    count = len(above)
+    return bootstrap([above, below], lambda s: iqm(s[:, :count]) / iqm(s[:, count:]), seed=seed)
 
 
 def students(values: ArrayLike) -> Estimate:
