@@ -93,13 +93,15 @@ def rewards_step_by_step() -> Iterator[None]:
 TRICKS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "networks as a whole": module_by_module,
     "products by oneDNN": lambda: patch.object(layers, "ONEDNN", False),
-    "products and exponentials by MKL": lambda: patch.object(layers, "MKL_IS_QUICK", False),
-    "plans in bfloat16": lambda: patch.object(layers, "BFLOAT16", False),
     "base-2 exponentials": lambda: patch.multiple(layers, elu_=F.elu_, tanh_=torch.tanh_),
     "rewards of a rollout at once": rewards_step_by_step,
     "but of large plans step by step": lambda: patch.object(world_model, "AT_ONCE", 10**12),
 }
 """What makes it quick, and how each is turned off. Those of one kind are not independent: shares do not add up."""
+if layers.MKL_IS_QUICK:
+    TRICKS["products and exponentials by MKL"] = lambda: patch.object(layers, "MKL_IS_QUICK", False)
+if layers.BFLOAT16:
+    TRICKS["plans in bfloat16"] = lambda: patch.object(layers, "BFLOAT16", False)
 
 
 # Measuring
