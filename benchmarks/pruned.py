@@ -6,6 +6,7 @@ python -m benchmarks.pruned --task walker-walk
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median, quantiles
 
@@ -18,7 +19,7 @@ from tdmpc_prune.config import PRESETS, Preset
 from tdmpc_prune.device import set_threads
 from tdmpc_prune.pruning.config import Limits, PruneConfig
 from tdmpc_prune.pruning.pruner import Pruner
-from tdmpc_prune.speed import Sizes, Subject, Work, alternate, gflop, machine, new_subject
+from tdmpc_prune.speed import LATE, Sizes, Subject, Work, alternate, gflop, machine, new_subject
 
 CPU = torch.device("cpu")
 
@@ -43,6 +44,8 @@ class Options:
     """Widths left are multiples of these."""
     threads: int = 1
     """PyTorch's threads; 0: one per core, at most 4."""
+    exported: bool = False
+    """Also time the exported planners in ONNX Runtime, on one thread."""
     seconds: float = 5.0
     """Time spent on each figure."""
     json: bool = False
@@ -71,6 +74,16 @@ def pruned(options: Options, sizes: Sizes, sparsity: float, round_to: int) -> Su
     return subject
 
 
+def exported(subject: Subject) -> Callable[[], object]:
+    """A control step of its planner as ONNX Runtime takes it."""
+    from tdmpc_prune.export.graphs import PlannerGraph, to_onnx  # takes seconds, and an extra
+    from tdmpc_prune.export.runtime import stepper
+
+    graph = PlannerGraph(subject.agent, LATE)
+    act, observation = stepper(graph, to_onnx(graph)), graph.example()[0].numpy()
+    return lambda: act(observation)
+
+
 def main(options: Options) -> None:
     """Prints the table."""
     set_threads(options.threads)
@@ -79,9 +92,11 @@ def main(options: Options) -> None:
     agents |= {(s, r): pruned(options, sizes, s, r) for s in options.sparsities for r in options.round_to}
     works = {(key, "plan"): Work(agent.plan) for key, agent in agents.items()}
     works |= {(key, "update"): Work(agent.update) for key, agent in agents.items()}
+    if options.exported:
+        works |= {(key, "exported plan"): Work(exported(agent)) for key, agent in agents.items()}
     measured = alternate(works, options.seconds, CPU)
     times = {key: median(values) for key, values in measured.items()}
-    needed = {(key, kind): gflop(getattr(agents[key], kind)) for key, kind in times}
+    needed = {(key, kind): gflop(getattr(agents[key], kind)) for key in agents for kind in ("plan", "update")}
     rows = []
     for key, agent in agents.items():
         row: dict[str, float | int | str] = {
@@ -89,11 +104,12 @@ def main(options: Options) -> None:
             "multiples of": key[1],
             "parameters": sum(p.numel() for p in agent.agent.model.parameters()),
         }
-        for kind in ("plan", "update"):
+        for kind in ("plan", "update", "exported plan")[: 3 if options.exported else 2]:
             dense, this = ((0.0, 1), kind), (key, kind)
             row[f"{kind} ms"] = round(times[this], 2)
             row[f"{kind} quicker"] = f"{times[dense] / times[this]:.1f}x"
-            row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
+            if this in needed:
+                row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
             if kind == "plan":
                 late = quantiles(measured[this], n=100)[-1]
                 row["p99"], row["in time"] = round(late, 2), late <= period

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
@@ -110,12 +111,37 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
         )
         assert program is not None
         model = program.model_proto
+    _spell_out_elu(model.graph)
     _share_weights(model.graph)
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     domains = {node.domain for node in model.graph.node}
     assert domains == {""}, domains
     return model
+
+
+def _spell_out_elu(graph: onnx.GraphProto) -> None:
+    """Puts max(x, exp(min(x, 0)) - 1) in the place of every Elu, on which ONNX Runtime spends half of a plan.
+
+    Its Exp is written for the processor's vectors, its Elu is not: together the four take a third to a half as long.
+    """
+    named = {value: f"elu_{value:.0f}" for value in (0.0, 1.0)}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Elu" or any(it.name == "alpha" and it.f != 1 for it in node.attribute):
+            nodes.append(node)
+            continue
+        [x], [y] = node.input, node.output
+        steps = (
+            ("Min", [x, named[0.0]], f"{y}_low"),
+            ("Exp", [f"{y}_low"], f"{y}_exp"),
+            ("Sub", [f"{y}_exp", named[1.0]], f"{y}_less"),
+            ("Max", [x, f"{y}_less"], y),
+        )
+        nodes += [onnx.helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(numpy_helper.from_array(np.float32(v), name) for v, name in named.items())
 
 
 def _share_weights(graph: onnx.GraphProto) -> None:

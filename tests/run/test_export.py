@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import checkpoints, tree
+from torch.nn import functional as F
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
@@ -25,7 +26,7 @@ pytest.importorskip("onnxscript")
 
 from tdmpc_prune.export import package  # noqa: E402
 from tdmpc_prune.export.check import ROUNDING_FACTOR, CheckError, StageByStage, check_graph  # noqa: E402
-from tdmpc_prune.export.graphs import PlannerGraph, PolicyGraph, to_onnx  # noqa: E402
+from tdmpc_prune.export.graphs import OPSET, PlannerGraph, PolicyGraph, _spell_out_elu, to_onnx  # noqa: E402
 from tdmpc_prune.export.runtime import draw, open_session  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,6 +211,29 @@ def test_plain_onnx_without_traces_of_this_machine(exported):
             assert trace.encode() not in content, trace
     for trace in (str(ROOT), str(out.parent), f"/{getpass.getuser()}"):
         assert trace not in (out / "contract.json").read_text()
+
+
+def test_elu_is_spelled_out():
+    """As PyTorch computes it, beyond where exp overflows, too; one with another slope stays."""
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None]) for name in "xy")
+    elu = [onnx.helper.make_node("Elu", [a], [b], alpha=c) for a, b, c in (("x", "h", 1.0), ("h", "y", 2.0))]
+    graph = onnx.helper.make_graph(elu, "two", [x], [y])
+    _spell_out_elu(graph)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)])
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["Min", "Exp", "Sub", "Max", "Elu"]
+    values = torch.cat(
+        [torch.linspace(-120, 120, 1001), torch.tensor([0.0, -1e-8, torch.inf, -torch.inf, torch.nan])]
+    )
+    [found] = open_session(model).run(None, {"x": values.numpy()})
+    expected = F.elu(F.elu(values), alpha=2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=3e-7)
+
+
+def test_no_elu_is_left(exported):
+    _, out, _ = exported
+    for name in ("planner.onnx", "policy.onnx"):
+        assert "Elu" not in {node.op_type for node in onnx.load(out / name).graph.node}
 
 
 def test_every_weight_once(exports):
