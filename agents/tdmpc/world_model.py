@@ -86,6 +86,8 @@ class WorldModel(nn.Module):
 
     def _at_once(self, x: Tensor) -> bool:
         """Whether rewards of several such inputs [..., L + A] are predicted by one call."""
+        if torch.compiler.is_exporting():
+            return False  # calls cost ONNX Runtime next to nothing
         if not torch.is_inference_mode_enabled() or not x.is_cpu or torch.compiler.is_compiling():
             return True
         hidden: Tensor = self.reward[0].weight  # type: ignore[assignment]

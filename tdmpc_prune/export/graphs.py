@@ -141,7 +141,9 @@ def _spell_out_elu(graph: onnx.GraphProto) -> None:
         nodes += [onnx.helper.make_node(kind, inputs, [output]) for kind, inputs, output in steps]
     del graph.node[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(numpy_helper.from_array(np.float32(v), name) for v, name in named.items())
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array(v, np.float32), name) for v, name in named.items()
+    )
 
 
 def _share_weights(graph: onnx.GraphProto) -> None:
