@@ -104,15 +104,17 @@ def main(options: Options) -> None:
             "multiples of": key[1],
             "parameters": sum(p.numel() for p in agent.agent.model.parameters()),
         }
-        for kind in ("plan", "update", "exported plan")[: 3 if options.exported else 2]:
+        for kind in dict.fromkeys(kind for _, kind in times):
             dense, this = ((0.0, 1), kind), (key, kind)
             row[f"{kind} ms"] = round(times[this], 2)
             row[f"{kind} quicker"] = f"{times[dense] / times[this]:.1f}x"
             if this in needed:
                 row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
+            late = quantiles(measured[this], n=100)[-1]
             if kind == "plan":
-                late = quantiles(measured[this], n=100)[-1]
                 row["p99"], row["in time"] = round(late, 2), late <= period
+            if kind == "exported plan":
+                row["exported p99"], row["exported in time"] = round(late, 2), late <= period
         rows.append(row)
     heading = f"{machine(CPU)}; {options.task}, {options.preset} sizes, medians in turn"
     show_rows(f"{heading}; a control step has {period:g} ms", rows, as_json=options.json)

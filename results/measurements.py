@@ -104,10 +104,23 @@ def deadline() -> str:
                     "quicker": row["plan quicker"],
                     "arithmetic": row["plan arithmetic"],
                 }
+                | _exported(row)
                 for row in result["rows"]
             ]
             text.append(f"{result['measured on']}:\n\n{markdown(rows)}")
     return "\n\n".join(text) or markdown([])
+
+
+def _exported(row: Row) -> Row:
+    """Of the exported planner the same columns, where it was measured."""
+    if "exported plan ms" not in row:
+        return {}
+    return {
+        "exported, ms": f"{row['exported plan ms']:.1f}",
+        "exported, p99": f"{row['exported p99']:.1f}",
+        "exported, in time": "yes" if row["exported in time"] else "no",
+        "exported, quicker": row["exported plan quicker"],
+    }
 
 
 def robustness() -> str:

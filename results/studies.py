@@ -266,9 +266,11 @@ def robustness() -> Iterator[Work]:
 
 
 def deadline() -> Iterator[Work]:
-    """Milliseconds of a control step, at the paper's sizes: to be measured with nothing else at work."""
+    """Milliseconds of a control step, here and exported, at the paper's sizes: with nothing else at work."""
     for task in (CARTPOLE, WALKER):
         yield Measurement(f"deadline-{task}", ("--task", task), module="benchmarks.pruned")
+        exported = ("--task", task, "--exported", "--round-to", "8")
+        yield Measurement(f"deadline-exported-{task}", exported, module="benchmarks.pruned")
 
 
 def autoencoder() -> Iterator[Work]:
