@@ -140,12 +140,11 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [..., out] of inputs [..., in]."""
         layers = self._layers() if _as_a_whole and x.dtype == torch.float32 and x.is_cpu else None
+        if torch.compiler.is_compiling() and x.dim() > 2:
+            # As a matrix: ONNX Runtime would make one at every layer, and shape its result back.
+            return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         if layers is None or torch.compiler.is_compiling():
-            # As a matrix: in an exported graph every layer would be made one, and its result be shaped back.
-            matrix = torch.compiler.is_compiling() and x.dim() > 2
-            return (
-                super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if matrix else super().forward(x)
-            )
+            return super().forward(x)
         *batch, inputs = x.shape
         total = math.prod(batch)
         # Environments come first in a shape: how to multiply must not depend on how many there are.

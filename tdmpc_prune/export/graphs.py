@@ -121,7 +121,7 @@ def to_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def _spell_out_elu(graph: onnx.GraphProto) -> None:
-    """Puts max(x, exp(min(x, 0)) - 1) in the place of every Elu, on which ONNX Runtime spends half of a plan.
+    """Puts max(x, exp(min(x, 0)) - 1) in the place of every Elu, on which ONNX Runtime spends up to half of a plan.
 
     Its Exp is written for the processor's vectors, its Elu is not: together the four take a third to a half as long.
     """
