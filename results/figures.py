@@ -91,5 +91,6 @@ def _agent(store: Store) -> None:
 
 
 def _label(group: RunGroup) -> str:
-    seeds = len(group.runs)
-    return f"{group.settings.get('preset', 'laptop')}, {seeds} seed{'s' if seeds > 1 else ''}"
+    seeds, schedule = len(group.runs), group.settings.get("agent.schedule_steps")
+    longer = f", {schedule:,} steps of noise" if schedule else ""
+    return f"{group.settings.get('preset', 'laptop')}{longer}, {seeds} seed{'s' if seeds > 1 else ''}"

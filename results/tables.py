@@ -22,6 +22,7 @@ from tdmpc_prune.analysis.report.results import GroupResult, results
 from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.analysis.report.timing import Timings
 from tdmpc_prune.analysis.statistics import Estimate
+from tdmpc_prune.config import PRESETS
 
 ANSWERS = Path(__file__).parent / "answers"
 PUBLISHED = Path(__file__).parent / "published_tdmpc.csv"
@@ -203,11 +204,14 @@ def agent(parts: Sequence[Section]) -> str:
             step = max(run.env_step for run in result.group.counted)
             theirs = [r for r in published_ones if r["task"] == section.task and int(r["env_step"]) == step]
             said = [f"{float(r['return']):.0f} ± {float(r['return_std']):.0f}" for r in theirs]
-            preset = result.group.settings.get("preset", "laptop")
+            settings = result.group.settings
+            preset = settings.get("preset", "laptop")
+            schedule = settings.get("agent.schedule_steps", PRESETS[preset].schedule_steps)
             rows.append(
                 {
                     "task": section.task,
-                    "sizes": str(preset),
+                    "sizes": preset,
+                    "explores for": f"{schedule:,}",
                     "steps": f"{step:,}",
                     "ours": cell(result.end, 0, len(result.group.counted)),
                     "published": said[0] if said else NOTHING,
