@@ -16,6 +16,7 @@ from results.tables import published, recorded, recorded_names
 from tdmpc_prune.analysis.report.groups import RunGroup
 from tdmpc_prune.analysis.report.numbers import learning_curve
 from tdmpc_prune.analysis.report.page import make_report
+from tdmpc_prune.config import PRESETS
 
 FIGURES = Path(__file__).parent / "figures"
 SHOWN = {
@@ -91,6 +92,10 @@ def _agent(store: Store) -> None:
 
 
 def _label(group: RunGroup) -> str:
-    seeds, schedule = len(group.runs), group.settings.get("agent.schedule_steps")
-    longer = f", {schedule:,} steps of noise" if schedule else ""
-    return f"{group.settings.get('preset', 'laptop')}{longer}, {seeds} seed{'s' if seeds > 1 else ''}"
+    seeds, preset, schedule = (
+        len(group.runs),
+        group.settings.get("preset", "laptop"),
+        group.settings["agent.schedule_steps"],
+    )
+    longer = "" if schedule == PRESETS[preset].schedule_steps else f", exploring for {schedule:,}"
+    return f"{preset}{longer}, {seeds} seed{'s' if seeds > 1 else ''}"
