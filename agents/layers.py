@@ -140,7 +140,7 @@ class MLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Outputs [..., out] of inputs [..., in]."""
         layers = self._layers() if _as_a_whole and x.dtype == torch.float32 and x.is_cpu else None
-        if torch.compiler.is_compiling() and x.dim() > 2:
+        if torch.compiler.is_exporting() and x.dim() > 2:
             # As a matrix: ONNX Runtime would make one at every layer, and shape its result back.
             return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         if layers is None or torch.compiler.is_compiling():

@@ -110,11 +110,9 @@ def main(options: Options) -> None:
             row[f"{kind} quicker"] = f"{times[dense] / times[this]:.1f}x"
             if this in needed:
                 row[f"{kind} arithmetic"] = f"1/{needed[dense] / needed[this]:.1f}"
-            late = quantiles(measured[this], n=100)[-1]
-            if kind == "plan":
-                row["p99"], row["in time"] = round(late, 2), late <= period
-            if kind == "exported plan":
-                row["exported p99"], row["exported in time"] = round(late, 2), late <= period
+            if kind.endswith("plan"):
+                late, which = quantiles(measured[this], n=100)[-1], kind.removesuffix("plan")
+                row[f"{which}p99"], row[f"{which}in time"] = round(late, 2), late <= period
         rows.append(row)
     heading = f"{machine(CPU)}; {options.task}, {options.preset} sizes, medians in turn"
     show_rows(f"{heading}; a control step has {period:g} ms", rows, as_json=options.json)

@@ -92,10 +92,7 @@ def _agent(store: Store) -> None:
 
 
 def _label(group: RunGroup) -> str:
-    seeds, preset, schedule = (
-        len(group.runs),
-        group.settings.get("preset", "laptop"),
-        group.settings["agent.schedule_steps"],
-    )
+    seeds, preset = len(group.runs), group.settings.get("preset", "laptop")
+    schedule = group.settings["agent.schedule_steps"]
     longer = "" if schedule == PRESETS[preset].schedule_steps else f", exploring for {schedule:,}"
     return f"{preset}{longer}, {seeds} seed{'s' if seeds > 1 else ''}"
