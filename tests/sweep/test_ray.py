@@ -43,9 +43,9 @@ def command(*more):
     return ["${program}", "train", "cartpole-swingup", *SHORT, *more, "${args}"]
 
 
-FOUR = {
+THREE = {
     "command": command("--steps", "3000"),
-    "parameters": {"prune.criterion": {"values": ["taylor", "magnitude"]}, "seed": {"values": [1, 2]}},
+    "parameters": {"prune.criterion": {"values": ["taylor", "magnitude", "random"]}, "seed": {"value": 2}},
 }
 
 
@@ -68,22 +68,21 @@ def outcomes(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The four trials, and nothing happened."""
+    """The three trials, and nothing happened."""
     place = tmp_path_factory.mktemp("undisturbed")
-    file = written(place / "sweep.yaml", **FOUR)
+    file = written(place / "sweep.yaml", **THREE)
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(place / "s")]) == 0
     return place / "s"
 
 
 def test_a_sweep(undisturbed, capsys):
     trials = outcomes(undisturbed)
-    assert sorted(trials) == [1, 2, 3, 4]
+    assert sorted(trials) == [1, 2, 3]
     assert all(trial["status"] == "finished" for trial in trials.values())
     assert [(t["values"]["prune.criterion"], t["values"]["seed"]) for _, t in sorted(trials.items())] == [
-        ("taylor", 1),
         ("taylor", 2),
-        ("magnitude", 1),
         ("magnitude", 2),
+        ("random", 2),
     ]
     for number, trial in trials.items():
         assert trial["value"] == [row["eval/return"] for row in trial["rows"] if "eval/return" in row][-1]
@@ -97,7 +96,7 @@ def test_a_sweep(undisturbed, capsys):
         assert (stored["prune"]["criterion"], stored["seed"]) == tuple(trial["values"].values())
     with (undisturbed / "trials.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert sorted(int(row["trial"]) for row in table) == [1, 2, 3, 4]
+    assert sorted(int(row["trial"]) for row in table) == [1, 2, 3]
     assert [float(row["eval/return"]) for row in table] == sorted(
         (t["value"] for t in trials.values()), reverse=True
     )
@@ -109,7 +108,7 @@ def test_a_finished_sweep_is_shown_again_at_once(undisturbed, capsys):
     file = undisturbed.parent / "sweep.yaml"
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(undisturbed), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert [trial["status"] for trial in shown["trials"]] == ["finished"] * 4
+    assert [trial["status"] for trial in shown["trials"]] == ["finished"] * 3
     assert (undisturbed / "trials.jsonl").read_text() == before
 
 
@@ -118,7 +117,7 @@ def test_the_report_takes_its_folder(undisturbed, tmp_path, capsys):
         main(["report", str(undisturbed), "--out", str(tmp_path / "report"), "--latency", "none", "--json"])
         == 0
     )
-    assert "0004" in (tmp_path / "report" / "index.html").read_text()
+    assert "0003" in (tmp_path / "report" / "index.html").read_text()
 
 
 def wait_for(condition, process=None, seconds=120):
@@ -129,10 +128,12 @@ def wait_for(condition, process=None, seconds=120):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_stopped_and_begun_again(how, undisturbed, tmp_path):
     """Killed in the middle, or asked to stop: the second sitting ends with the same trials and results."""
-    file = written(tmp_path / "sweep.yaml", **FOUR)
+    file = written(tmp_path / "sweep.yaml", **THREE)
     folder = tmp_path / "s"
     line = [
         sys.executable,
@@ -152,7 +153,7 @@ def test_stopped_and_begun_again(how, undisturbed, tmp_path):
     os.kill(process.pid, how)
     code = process.wait(120)
     assert code == (-how if how == signal.SIGKILL else 1)
-    assert sum("status" in event for event in events(folder)) < 4
+    assert sum("status" in event for event in events(folder)) < 3
     if how != signal.SIGKILL:
         assert "the same command goes on from there" in (tmp_path / "out.txt").read_text()
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(folder)]) == 0
@@ -169,7 +170,7 @@ def test_a_cluster_of_two_machines_loses_one(undisturbed, tmp_path, monkeypatch,
 
     from tdmpc_prune.sweep import ray_engine
 
-    file = written(tmp_path / "sweep.yaml", **FOUR | {"command": command("--steps", "3000")})
+    file = written(tmp_path / "sweep.yaml", **THREE)
     folder = tmp_path / "s"
     killed = []
     cluster = Cluster(
@@ -265,7 +266,8 @@ def test_who_lags_behind_is_stopped_after_the_pruning(tmp_path):
     """One trial after the other: each is judged by those before it, and not before its removals are over."""
     file = written(
         tmp_path / "sweep.yaml",
-        command=command("--steps", "9000", "--prune.end", "0.3", "--prune.sparsity", "0.5"),
+        # A trial holds all cores, so that no other runs beside it, and computes on one.
+        command=command("--steps", "9000", "--prune.end", "0.3", "--prune.sparsity", "0.5", "--threads", "1"),
         early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2},
         parameters={"seed": {"values": [1, 2, 3, 4]}},
     )
@@ -331,7 +333,7 @@ def test_trials_of_earlier_sittings_count(define, tmp_path):
     ],
 )
 def test_wrong_command_lines(words, said, tmp_path, capfd):
-    file = written(tmp_path / "sweep.yaml", **FOUR)
+    file = written(tmp_path / "sweep.yaml", **THREE)
     assert main(["sweep", str(file), "--engine", "ray", "--sweep-dir", str(tmp_path / "s"), *words]) == 2
     out, err = capfd.readouterr()
     assert said in err
