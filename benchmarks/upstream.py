@@ -82,7 +82,7 @@ class FixedReplay:
 def settings(ours: Subject) -> SimpleNamespace:
     """Our settings under their names."""
     config: TDMPCConfig = ours.agent.config
-    planner = config.planner
+    planner, schedule_steps = config.planner, config.schedule_steps or 1  # timed when it is over
     return SimpleNamespace(
         modality="state",
         obs_shape=(ours.agent.obs_dim,),
@@ -102,8 +102,8 @@ def settings(ours: Subject) -> SimpleNamespace:
         tau=config.tau,
         update_freq=config.target_every,
         seed_steps=config.random_steps,
-        std_schedule=f"linear({planner.start_std},{config.policy_std},{config.schedule_steps})",
-        horizon_schedule=f"linear(1,{config.horizon},{config.schedule_steps})",
+        std_schedule=f"linear({planner.start_std},{config.policy_std},{schedule_steps})",
+        horizon_schedule=f"linear(1,{config.horizon},{schedule_steps})",
         min_std=config.policy_std,
         iterations=planner.iterations,
         num_samples=planner.num_samples,

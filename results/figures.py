@@ -16,7 +16,6 @@ from results.tables import published, recorded, recorded_names
 from tdmpc_prune.analysis.report.groups import RunGroup
 from tdmpc_prune.analysis.report.numbers import learning_curve
 from tdmpc_prune.analysis.report.page import make_report
-from tdmpc_prune.config import PRESETS
 
 FIGURES = Path(__file__).parent / "figures"
 SHOWN = {
@@ -93,6 +92,4 @@ def _agent(store: Store) -> None:
 
 def _label(group: RunGroup) -> str:
     seeds, preset = len(group.runs), group.settings.get("preset", "laptop")
-    schedule = group.settings["agent.schedule_steps"]
-    longer = "" if schedule == PRESETS[preset].schedule_steps else f", exploring for {schedule:,}"
-    return f"{preset}{longer}, {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{preset}, {group.settings['agent.schedule_steps']:,}, {seeds} seed{'s' if seeds > 1 else ''}"

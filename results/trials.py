@@ -24,6 +24,8 @@ FOLDER = Path("runs", "results")
 """Where run folders lie while trials are made; what they came to goes to `results/`."""
 LONGEST = 120
 """Characters of a folder's name."""
+EARLY = 3_000
+"""Agent steps that laptop agents explored for, whatever the task, before it went by environment steps."""
 OWN = (*(name for name in FREE_ON_RESUME if name != "steps"), "task")
 """Settings that make no other trial, and the one that every name begins with."""
 SAID = ("prune.criterion", "prune.allocation", "prune.sparsity")
@@ -112,6 +114,8 @@ def name_of(config: Mapping[str, Any]) -> str:
         else preset_defaults(config.get("preset", "laptop"), task)
     )
     usual = flatten(to_json(default))
+    if task != AUTOENCODER and config.get("preset", "laptop") == "laptop":
+        usual["agent.schedule_steps"] = EARLY  # what it was when names were given
     own = usual | earlier(flatten(dict(config)))
     dense = own["prune.criterion"] == "none"
     said = ["dense"] if dense else [f"{own[key]}" for key in SAID]

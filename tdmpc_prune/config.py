@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from agents.autoencoder_config import AutoencoderConfig
-from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, TDMPCConfig
+from agents.tdmpc.config import DEBUG, LAPTOP, PAPER, SCHEDULE_STEPS, TDMPCConfig
 from envs import find_task, resolve_task
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.pruning.config import PruneConfig
@@ -29,6 +29,8 @@ DIGITS = "digits"
 
 MOST_STEPS, MOST_EPISODES, MOST_THREADS, MOST_ENVS = 10**12, 100_000, 1_024, 64
 """More would take years, or is more than a machine has."""
+DMCONTROL_SCHEDULE = 24_000
+"""Environment steps of exploring less and less on DMControl's tasks, unless told otherwise."""
 
 
 def check_count(name: str, value: int, *, least: int = 1, most: int) -> None:
@@ -187,6 +189,17 @@ class TDMPCTrainConfig(TrainConfig):
         return self.action_repeat or find_task(self.task).action_repeat
 
     @property
+    def _schedule_steps(self) -> int:
+        """Agent steps of exploring less and less, unless told otherwise.
+
+        DMControl's episodes are alike, 1,000 environment steps that nothing ends early: an agent explores for 24 of
+        them, however long an action lasts. Elsewhere exploring may end an episode after 20 steps.
+        """
+        if find_task(self.task).suite == "dmcontrol":
+            return DMCONTROL_SCHEDULE // self.env_steps_per_action
+        return SCHEDULE_STEPS
+
+    @property
     def _name(self) -> str:
         return f"{self.task}-{self.preset}-s{self.seed}"
 
@@ -198,6 +211,8 @@ class TDMPCTrainConfig(TrainConfig):
         if self.action_repeat is not None:
             check_count("action_repeat", self.action_repeat, most=1_000)
         check_count("envs", self.envs, most=MOST_ENVS)
+        if self.agent.schedule_steps is None:
+            object.__setattr__(self, "agent", replace(self.agent, schedule_steps=self._schedule_steps))
         super()._check()
         self._check_steps()
 

@@ -51,7 +51,7 @@ def test_settings_as_published():
     sizes = (planner.iterations, planner.num_samples, planner.num_policy_samples, planner.num_elites)
     assert sizes == (6, 512, 25, 64)
     assert (LAPTOP.latent_dim, LAPTOP.encoder_dim, LAPTOP.hidden_dim) == (32, 128, 128)
-    assert (LAPTOP.random_steps, LAPTOP.schedule_steps) == (1_000, 3_000)
+    assert (LAPTOP.random_steps, LAPTOP.schedule_steps) == (1_000, None)
     planner = LAPTOP.planner
     assert (planner.iterations, planner.num_samples, planner.num_elites) == (4, 128, 16)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from small_runs import CARTPOLE, PENDULUM, STATE, checkpoints, rows, steady_rows, train_small, tree
 
 import tdmpc_prune
+from tdmpc_prune.arguments import parse_training
 from tdmpc_prune.checkpoint import moments
 from tdmpc_prune.cli import main
 from tdmpc_prune.config import preset_defaults
@@ -191,6 +192,23 @@ def test_without_json_a_table(folder, capsys, no_plot):
 def test_default_folder(no_plot):
     assert main(["train", *PENDULUM, "--steps", "20"]) == 0
     assert (Path("runs") / "InvertedPendulum-v5-debug-s1" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "agent_steps"),
+    [
+        (["cartpole-swingup"], 3_000),
+        (["walker-walk"], 12_000),
+        (["cheetah-run"], 6_000),
+        (["cartpole-swingup", "--action-repeat", "5"], 4_800),
+        (["InvertedPendulum-v5"], 3_000),  # no episodes of 1,000 steps
+        (["walker-walk", "--agent.schedule-steps", "3000"], 3_000),
+        (["walker-walk", "--preset", "paper"], 25_000),
+    ],
+)
+def test_how_long_an_agent_explores(words, agent_steps):
+    """On DMControl for as many environment steps, unless told otherwise."""
+    assert parse_training(["train", *words]).agent.schedule_steps == agent_steps
 
 
 def test_another_spelling_of_the_task_is_the_same_command(no_plot):
