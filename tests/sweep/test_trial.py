@@ -120,7 +120,10 @@ def test_values_of_whole_lines_only(tmp_path):
     assert values_of(metrics, "eval/return") == [(0, 1.5), (9, 2.5)]
 
 
-LONG = ["train", "cartpole-swingup", "--preset", "debug", "--wandb.mode", "disabled", "--steps", "300000"]
+LONG = [
+    *("train", "cartpole-swingup", "--preset", "debug", "--wandb.mode", "disabled", "--steps", "300000"),
+    *("--threads", "1", "--eval-episodes", "1"),
+]
 
 
 def wait_for(condition, seconds=90):
