@@ -139,7 +139,11 @@ def called(group: RunGroup, section: Section) -> str:
     """What a table calls a group, in short: its settings by their last names, and widths of small agents alone."""
     if not group.dense or is_small(group, section):
         return re.sub(r"prune\.(limits\.(component\.)?)?", "", group.label)
-    return f"{group.kind} (going on)" if group.settings.get("init_from") else group.kind
+    said = ["going on"] if group.settings.get("init_from") else []
+    explored = "agent.schedule_steps"
+    if len({g.settings.get(explored) for g in section.groups if g.kind == group.kind}) > 1:
+        said.append(f"{explored} {group.settings[explored]}")
+    return f"{group.kind} ({', '.join(said)})" if said else group.kind
 
 
 def window_share(result: GroupResult, section: Section) -> Estimate | None:
