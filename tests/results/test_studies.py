@@ -25,6 +25,13 @@ def test_what_decides_nothing_is_not_in_the_name():
     assert plain.name == "cartpole-swingup dense seed=1"
 
 
+def test_walkers_that_explore_as_long_as_now_are_called_so():
+    """Names were given when all laptop agents explored for 3,000 steps."""
+    assert trial("walker-walk").name == "walker-walk taylor uniform 0.8 agent.schedule_steps=12000 seed=1"
+    early = trial("walker-walk", "--agent.schedule-steps", 3_000)
+    assert early.name == "walker-walk taylor uniform 0.8 seed=1"
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
