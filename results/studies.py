@@ -209,7 +209,7 @@ def harder() -> Iterator[Work]:
     recipe, paper = (*SPARED, *gentle, *recovering), ("--preset", "paper", "--steps")
     for seed in SEEDS[:3]:
         yield dense(WALKER, seed)
-        for more in ((), SPARED, recipe):
+        for more in ((), SPARED, recipe, (*recipe, "--steps", 100_000)):
             yield pruned(WALKER, seed, 0.9, *more)
     for seed in SEEDS[:3]:
         whole = dense(WALKER, seed, *BRIEFLY)
