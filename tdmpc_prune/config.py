@@ -56,7 +56,8 @@ class WandbConfig:
     """Weights & Biases, beside the run folder's own files."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online where you are logged in, else offline; disabled: W&B is not even imported."""
+    """auto: as WANDB_MODE says, else online where you are logged in, and offline where not; disabled: W&B is not even
+    imported."""
     project: str = "tdmpc-prune"
     """Project that the run appears in."""
     entity: str | None = None

@@ -93,9 +93,11 @@ class Logger:
             if row.keys() >= {f"prune/{outcome}_before", f"prune/{outcome}_after"}:
                 before, after = row[f"prune/{outcome}_before"], row[f"prune/{outcome}_after"]
                 effect = f"   {outcome} {before:.{digits}f} -> {after:.{digits}f}"
+        against = row.get("prune/against_guard", 0)
         self.say(
             f"env step {row['env_step']:>8,}   removed {row['prune/removed_units']} units: "
             f"{row['prune/params']:,} parameters, sparsity {row['prune/sparsity']:.1%}{effect}"
+            + (f"   {against} of them against the guard" if against else "")
         )
 
     def say(self, line: str) -> None:

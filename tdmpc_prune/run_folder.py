@@ -52,9 +52,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.plots = path / "plots"
-        self.videos = path / "videos"
         self.summary = path / "summary.json"
-        self._folders = (self.checkpoints, self.checkpoints / "partial", self.plots, self.videos)
+        self._folders = (self.checkpoints, self.checkpoints / "partial", self.plots)
         self._files = (self.config, self.metrics, self.summary, path / LOCK)
 
     def check(self, config: AnyTrainConfig) -> None:
@@ -72,7 +71,7 @@ class RunFolder:
 
     def _check(self, config: AnyTrainConfig) -> None:
         content = list(self.path.iterdir()) if self.path.is_dir() else []
-        inner = [part for part in (self.checkpoints, self.plots, self.videos) if part.is_dir()]
+        inner = [part for part in (self.checkpoints, self.plots) if part.is_dir()]
         parts = [path for part in inner for path in part.iterdir()]
         if links := [path.name for path in [*content, *parts] if path.is_symlink()]:
             raise UserError(
@@ -127,14 +126,22 @@ class RunFolder:
                     path.rmdir()
 
     def create(self, config: TrainConfig) -> None:
-        """Writes the settings of a new run.
+        """Writes the settings of a new run, and of one that is to make more steps than it was.
 
         Raises:
             UserError: it cannot be written to.
         """
-        if not self.config.exists():
-            with self._written():
-                write_json(self.config, {"config": to_json(config), **provenance()})
+        settings: dict[str, Any] = {"config": to_json(config), **provenance()}
+        if self.config.exists():
+            stored = read_json(self.config)
+            if stored["config"].get("steps") == config.steps:
+                return
+            # Else reports would count it as a run of its former length, made by its former command.
+            former = {key: value for key, value in stored.items() if key not in ("config", "before")}
+            former["steps"] = stored["config"].get("steps")
+            settings["before"] = [*stored.get("before", []), former]
+        with self._written():
+            write_json(self.config, settings)
 
     @contextmanager
     def _written(self) -> Iterator[None]:

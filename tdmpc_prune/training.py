@@ -210,8 +210,9 @@ class Training(Run):
         copy = self.agent.copy_for_acting()
         if removal:
             remove_units(copy, find_groups(copy), removal, stand_ins)
-        # By other episodes than those that judge it.
-        return self._return(copy, self.config.prune.calibration_episodes, check, skip=self.evaluator.episodes)
+        # By other episodes than those that judge it, at evaluations and around removals.
+        prune, skip = self.config.prune, max(self.evaluator.episodes, self.config.prune.eval_episodes)
+        return self._return(copy, prune.calibration_episodes, check, skip=skip)
 
     def _run_on_data(self) -> None:
         own = torch.Generator(self.device).manual_seed(self.progress.env_step)
@@ -231,7 +232,10 @@ class Training(Run):
     def summary(self) -> dict[str, Any]:
         """What a finished run came to."""
         dips = {f"dip_{name}": value for name, value in dip(read_metrics(self.folder.metrics)).items()}
-        return {"task": self.config.task, "preset": self.config.preset} | super().summary() | dips
+        named = {"task": self.config.task, "preset": self.config.preset}
+        spent = {"calibration_episodes": self.progress.calibration_episodes}
+        calibrated = self.config.prune.enabled and self.config.prune.allocation == "calibrated"
+        return named | super().summary() | dips | (spent if calibrated else {})
 
     def _results(self) -> Row:
         return {"return": self.progress.eval_return, "return_std": self.progress.eval_std}

@@ -202,9 +202,8 @@ def check_login(config: WandbConfig) -> None:
         UserError: nobody is.
     """
     if wandb_mode(config) == "online" and not logged_in():
-        raise UserError(
-            "W&B is to be online, but nobody is logged in: wandb login, or choose --wandb.mode auto"
-        )
+        remedy = "unset WANDB_MODE" if config.mode == "auto" else "choose --wandb.mode auto"
+        raise UserError(f"W&B is to be online, but nobody is logged in: wandb login, or {remedy}")
 
 
 def logged_in() -> bool:

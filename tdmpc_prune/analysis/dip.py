@@ -35,17 +35,15 @@ def dip(rows: Sequence[Mapping[str, Any]], reference: float | None = None) -> di
     if not events:
         return {}
     evaluations = [(r["env_step"], r["eval/return"]) for r in rows if "eval/return" in r]
-    last = events[-1]["env_step"]
+    last, removed = events[-1]["env_step"], max(i for i, r in enumerate(rows) if "prune/event" in r)
+    # By order: an evaluation at the last removal's step comes after it where the run ends there, else before it.
+    later = [(r["env_step"], r["eval/return"]) for r in rows[removed:] if "eval/return" in r]
     best = reference if reference is not None else max(value for _, value in evaluations)
     measured = [
         (r["prune/return_before"], r["prune/return_after"]) for r in events if "prune/return_after" in r
     ]
     after = [(last, measured[-1][1])] if measured else []
-    recovered = [
-        step - last
-        for step, value in after + [e for e in evaluations if e[0] > last]
-        if value >= best - (1 - RECOVERED) * abs(best)
-    ]
+    recovered = [step - last for step, value in after + later if value >= best - (1 - RECOVERED) * abs(best)]
     return {
         "lowest_return": min((after for _, after in measured), default=None),
         "largest_drop": max((max(before - after, 0.0) for before, after in measured), default=None),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from scipy import stats
 
 from tdmpc_prune.analysis.statistics import Estimate
 from tdmpc_prune.analysis.validity import Floats, Found
-from tdmpc_prune.pruning.importance import CRITERIA
+from tdmpc_prune.pruning.importance import CRITERIA, GRADIENT_CRITERIA
 
 
 def as_json(found: Found) -> dict[str, Any]:
@@ -38,7 +38,16 @@ def as_json(found: Found) -> dict[str, Any]:
             }
             for kind, by_criterion in found.validity.items()
         },
+        "below_magnitude": {
+            kind: _below_magnitude({name: validity.overall.value for name, validity in by_criterion.items()})
+            for kind, by_criterion in found.validity.items()
+        },
     }
+
+
+def _below_magnitude(overall: Mapping[str, float]) -> list[str]:
+    """Criteria from gradients that rank worse than the norms of weights, which cost nothing."""
+    return [name for name in GRADIENT_CRITERIA if overall[name] < overall["magnitude"]]
 
 
 def write_csv(found: Sequence[Found], path: Path) -> None:

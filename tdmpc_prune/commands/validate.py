@@ -154,6 +154,8 @@ def _show_tables(result: Mapping[str, Any]) -> None:
             )
             print(f"\nenv step {moment['env_step']:,}, {kind} damage ({what}); scores: {moment['scores']}")
             show_table([_row(criterion, found) for criterion, found in by_criterion.items()])
+            if below := moment["below_magnitude"][kind]:
+                print(f"Ranks worse than magnitude here: {', '.join(below)}")
     print()
     for note in result["notes"]:
         print(f"- {note}")

@@ -29,6 +29,7 @@ LOGGED_CRITERIA = (
     "taylor",
     "magnitude",
 )
+"""All but `random`, which would say nothing, and whose draws decide what is removed."""
 SHARES = (0.25, 0.5, 0.75)
 """Shares of a group's units that a calibration goes without."""
 GAIN = 0.25

@@ -447,6 +447,21 @@ def test_what_did_not_finish_hides_nothing_of_what_did(tmp_path):
     np.testing.assert_array_equal(found.values, alone.values)
 
 
+def test_what_calibrating_took_is_told(tmp_path):
+    for seed, measured in ((1, (37, 1)), (2, (37, 37))):
+        folder = write_run(
+            tmp_path / str(seed), seed=seed, prune__allocation="calibrated", prune__calibration_episodes=3
+        )
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for row in rows:
+            if "prune/event" in row:
+                row["prune/calibration_measurements"] = measured[int(row["prune/event"]) - 1]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    section = only_section(tmp_path)
+    said = "taylor calibrated 80%: 114, 222 episodes more went into calibration, run by run."
+    assert said in remarks(section, results(section, NO_TIMES))
+
+
 def test_a_dense_run_of_another_length_is_told_of(tmp_path):
     write_run(tmp_path / "a", seed=1)
     write_run(tmp_path / "b", (100.0, 500.0, 800.0, 900.0), seed=1, criterion="none")

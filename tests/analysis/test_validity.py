@@ -31,7 +31,7 @@ from tdmpc_prune.commands.validate import run as run_command
 from tdmpc_prune.errors import UserError
 from tdmpc_prune.evaluate import Evaluator
 from tdmpc_prune.pruning.groups import find_groups
-from tdmpc_prune.pruning.importance import CRITERIA, ImportanceTracker
+from tdmpc_prune.pruning.importance import CRITERIA, GRADIENT_CRITERIA, ImportanceTracker
 
 CPU = torch.device("cpu")
 SETTINGS = Settings(batch_size=16, subsets=0, episodes=1, batches=2, seed=0)
@@ -361,6 +361,9 @@ def test_json_and_files(runs, tmp_path, capsys, counted):
         both = [taylor["groups"][f"dynamics.{i}"]["rho"] for i in (0, 2)]
         defined = [rho for rho in both if rho is not None]
         assert taylor["components"]["dynamics"]["rho"] == pytest.approx(np.mean(defined))
+        overall = {name: found["overall"]["rho"] for name, found in by_criterion.items()}
+        worse = [name for name in GRADIENT_CRITERIA if overall[name] < overall["magnitude"]]
+        assert last["below_magnitude"][kind] == worse
     with (tmp_path / "a" / "b" / "validity.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * len(CRITERIA) * 12
@@ -380,8 +383,10 @@ def test_undefined_is_null(runs, tmp_path, capsys, monkeypatch):
     """No damage anywhere: no order, no correlation."""
     monkeypatch.setattr(validity.LossDamage, "of", lambda self, group, units: 0.0)
     assert command(runs["dense"], json=True, moments=1, out=tmp_path) == 0
-    loss = strict(capsys.readouterr().out)["moments"][0]["damage"]["loss"]
+    (moment,) = strict(capsys.readouterr().out)["moments"]
+    loss = moment["damage"]["loss"]
     assert loss["taylor"]["overall"] == {"rho": None, "low": None, "high": None}
+    assert moment["below_magnitude"] == {"loss": []}
     with (tmp_path / "validity.csv").open() as file:
         assert {row["rho"] for row in csv.DictReader(file)} == {""}
 

@@ -415,7 +415,6 @@ def test_no_link_is_written_through(name, refused, run, tmp_path):
             ("summary.json.partial", "folder"),
             ("config.json", "folder"),
             ("plots", "file"),
-            ("videos", "file"),
         ),
         *(("checkpoints", "file"), ("checkpoints/partial", "file"), ("checkpoints/partial", "pipe")),
     ],

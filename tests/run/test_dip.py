@@ -108,6 +108,14 @@ def test_recovery_to_a_negative_return():
     assert dip(rows, reference=-5.0)["recovery_steps"] == 20  # 5% below -5 is -5.25
 
 
+@pytest.mark.parametrize(("order", "steps"), [("removal, evaluation", 0), ("evaluation, removal", None)])
+def test_an_evaluation_at_the_last_step(order, steps):
+    """It is of what is left where the removal came before it."""
+    last = [{"env_step": 20, "prune/event": 1}, {"env_step": 20, "eval/return": 100.0}]
+    rows = [{"env_step": 10, "eval/return": 50.0}, *(last if order.startswith("removal") else last[::-1])]
+    assert dip(rows)["recovery_steps"] == steps
+
+
 def test_without_removals_and_without_measurements():
     assert dip(ROWS[:1]) == {}
     bare = [{k: v for k, v in row.items() if "return_" not in k} for row in ROWS]

@@ -20,6 +20,7 @@ from small_runs import (
 )
 from small_runs import train_small as run_small
 
+from tdmpc_prune.analysis.report.runs import read_runs
 from tdmpc_prune.errors import Interrupted
 
 TASKS = ["cartpole", "pendulum", "pruned"]
@@ -300,6 +301,11 @@ def test_more_steps_continue_a_finished_run(folder, tmp_path, no_plot):
     run_small(arguments, tmp_path / "at once")
     assert_same_run(folder, tmp_path / "at once")
     assert json.loads((folder / "summary.json").read_text()) == longer
+    about = json.loads((folder / "config.json").read_text())
+    assert about["config"]["steps"] == 3000
+    (former,) = about["before"]
+    assert (former["steps"], former["commit"]) == (2000, about["commit"])
+    assert read_runs([folder])[0].settings["steps"] == 3000
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -131,17 +131,15 @@ def test_calibration_and_evaluation_share_no_episode(tmp_path, monkeypatch):
         return run(self, *arguments, episodes=episodes, skip=skip, check=check)
 
     monkeypatch.setattr(Evaluator, "run", spied)
-    # More episodes than an evaluation has: as many are run, and counted.
-    train_small(RUNS["taylor, calibrated"], tmp_path / "run", "--prune.calibration-episodes", "4")
-    assert set(seen) == {
-        range(2),
-        range(1),
-        range(2, 6),
-    }  # evaluations, before and after a removal, calibration
+    # More episodes than an evaluation has, before and after a removal, too: as many are run, and counted.
+    more = ("--prune.calibration-episodes", "4", "--prune.eval-episodes", "3")
+    summary = train_small(RUNS["taylor, calibrated"], tmp_path / "run", *more)
+    evaluation, removal, calibration = range(2), range(3), range(3, 7)
+    assert set(seen) == {evaluation, removal, calibration}
     measured = sum(row["prune/calibration_measurements"] for row in event_rows(tmp_path / "run"))
-    assert seen.count(range(2, 6)) == measured >= 37
+    assert seen.count(calibration) == measured >= 37
     stored = json.loads((checkpoints(tmp_path / "run")[-1] / "state.json").read_text())
-    assert stored["progress"]["calibration_episodes"] == 4 * measured
+    assert stored["progress"]["calibration_episodes"] == summary["calibration_episodes"] == 4 * measured
 
 
 @pytest.mark.parametrize("name", ["bayesian, global", "random, calibrated"])

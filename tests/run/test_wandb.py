@@ -350,16 +350,18 @@ def test_a_wandb_that_cannot_be_imported(folder, no_plot, capsys, monkeypatch):
     assert "goes on without it" in assert_unharmed(folder, capsys, run_online(folder))
 
 
-@pytest.mark.parametrize("how", [["--wandb.mode", "online"], ["--wandb.mode", "auto"]])
-def test_online_without_a_login_is_refused(how, folder, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("how", "remedy"), [("online", "choose --wandb.mode auto"), ("auto", "unset WANDB_MODE")]
+)
+def test_online_without_a_login_is_refused(how, remedy, folder, monkeypatch, capsys):
     """At once; and nothing is written."""
-    if how[1] == "auto":
+    if how == "auto":
         monkeypatch.setenv("WANDB_MODE", "online")
-    assert main(["train", *SHORT, "--run-dir", str(folder), *how]) == 2
+    assert main(["train", *SHORT, "--run-dir", str(folder), "--wandb.mode", how]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert len(err.splitlines()) == 1
-    assert "wandb login" in err
+    assert f"wandb login, or {remedy}" in err
     assert not folder.exists()
 
 

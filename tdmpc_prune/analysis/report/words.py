@@ -110,6 +110,9 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
             said.append(
                 f"{group.label}: trained for {own} steps, the unpruned runs it is compared with for {other}."
             )
+    for group in section.groups:
+        if group.settings.get("prune.allocation") == "calibrated" and not group.dense:
+            said += _calibrations(group)
     if few := [r.group.label for r in results if len(r.group.counted) == 1]:
         said.append(f"One seed, and so no interval: {'; '.join(few)}.")
     if sizes := sorted({len(r.group.counted) for r in results} & HELD.keys()):
@@ -118,6 +121,17 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
             f"Intervals of few seeds hold what many would tell less often than 95 times in 100: {held}."
         )
     return said
+
+
+def _calibrations(group: RunGroup) -> Iterator[str]:
+    """What it took to find out what the return can spare, beside training."""
+    each = group.settings.get("prune.calibration_episodes")
+    measured = [
+        sum(row.get("prune/calibration_measurements", 0) for row in run.removals) for run in group.runs
+    ]
+    if isinstance(each, int) and group.runs[0].outcome == "return" and any(measured):
+        episodes = ", ".join(f"{int(count) * each:,}" for count in measured)
+        yield f"{group.label}: {episodes} episodes more went into calibration, run by run."
 
 
 def _compared(section: Section) -> str:
