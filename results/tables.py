@@ -14,7 +14,7 @@ from results.measurements import MEASURED_TABLES, control, damage, sensitivity
 from results.run import Measurement, Work
 from results.store import Store
 from results.studies import CRITERIA, STUDIES, TASKS
-from results.trials import Trial
+from results.trials import EARLY, Trial
 from tdmpc_prune.analysis.dip import course, mean_between, window
 from tdmpc_prune.analysis.report.groups import RunGroup, Section, percent, sections
 from tdmpc_prune.analysis.report.numbers import estimate, fall
@@ -169,9 +169,9 @@ def largest_fall(result: GroupResult, section: Section) -> Estimate | None:
     return estimate([found.get("largest_drop") for found in falls])
 
 
-def each_group(section: Section) -> list[Row]:
-    """A row a group: the end, the pruning window and the dip."""
-    return [_row(result, section) for result in came_to(section)]
+def each_group(section: Section, of: Callable[[RunGroup], bool] = lambda group: True) -> list[Row]:
+    """A row a group, of those that are asked for: the end, the pruning window and the dip."""
+    return [_row(result, section) for result in came_to(section) if of(result.group)]
 
 
 def _row(result: GroupResult, section: Section) -> Row:
@@ -270,7 +270,34 @@ def allocation(parts: Sequence[Section]) -> str:
 
 def harder(parts: Sequence[Section]) -> str:
     """What each course came to, what each part is worth, and how long the larger agent's plans take."""
-    return "\n\n".join([listed(parts), *sensitivity("harder"), *control("harder")])
+    text = [
+        f"{title}:\n\n{markdown(rows)}"
+        for section in parts
+        for title in COURSES
+        if (rows := each_group(section, lambda group: _course(group) == title))  # noqa: B023
+    ]
+    return "\n\n".join([*(text or [markdown([])]), *sensitivity("harder"), *control("harder")])
+
+
+COURSES = DENSE, LEARNING, AFTER, PAPER, BRIEFLY = (
+    "Dense",
+    "90% removed while it learns",
+    "Removed after it has learned",
+    "In the paper's sizes",
+    f"90% removed while it learns, after exploring for {EARLY:,} of its steps (the preset of then)",
+)
+
+
+def _course(group: RunGroup) -> str:
+    """Which of the tables of `harder` a group belongs to."""
+    settings = group.settings
+    if settings.get("preset") == "paper":
+        return PAPER
+    if group.dense:
+        return DENSE
+    if settings.get("init_from"):
+        return AFTER
+    return BRIEFLY if settings["agent.schedule_steps"] == EARLY else LEARNING
 
 
 TABLES: dict[str, Callable[[Sequence[Section]], str]] = {
