@@ -169,9 +169,9 @@ def largest_fall(result: GroupResult, section: Section) -> Estimate | None:
     return estimate([found.get("largest_drop") for found in falls])
 
 
-def each_group(section: Section, of: Callable[[RunGroup], bool] = lambda group: True) -> list[Row]:
-    """A row a group, of those that are asked for: the end, the pruning window and the dip."""
-    return [_row(result, section) for result in came_to(section) if of(result.group)]
+def each_group(section: Section) -> list[Row]:
+    """A row a group: the end, the pruning window and the dip."""
+    return [_row(result, section) for result in came_to(section)]
 
 
 def _row(result: GroupResult, section: Section) -> Row:
@@ -270,12 +270,11 @@ def allocation(parts: Sequence[Section]) -> str:
 
 def harder(parts: Sequence[Section]) -> str:
     """What each course came to, what each part is worth, and how long the larger agent's plans take."""
-    text = [
-        f"{title}:\n\n{markdown(rows)}"
-        for section in parts
-        for title in COURSES
-        if (rows := each_group(section, lambda group: _course(group) == title))  # noqa: B023
-    ]
+    courses: dict[str, list[Row]] = {title: [] for title in COURSES}
+    for section in parts:
+        for result in came_to(section):
+            courses[_course(result.group)].append(_row(result, section))
+    text = [f"{title}:\n\n{markdown(rows)}" for title, rows in courses.items() if rows]
     return "\n\n".join([*(text or [markdown([])]), *sensitivity("harder"), *control("harder")])
 
 

@@ -131,17 +131,17 @@ class RunFolder:
         Raises:
             UserError: it cannot be written to.
         """
-        settings: dict[str, Any] = {"config": to_json(config), **provenance()}
+        before = []
         if self.config.exists():
             stored = read_json(self.config)
-            if stored["config"].get("steps") == config.steps:
+            steps = stored.pop("config").get("steps")
+            if steps == config.steps:
                 return
             # Else reports would count it as a run of its former length, made by its former command.
-            former = {key: value for key, value in stored.items() if key not in ("config", "before")}
-            former["steps"] = stored["config"].get("steps")
-            settings["before"] = [*stored.get("before", []), former]
+            before = [*stored.pop("before", []), {"steps": steps, **stored}]
+        settings = {"config": to_json(config), **provenance()}
         with self._written():
-            write_json(self.config, settings)
+            write_json(self.config, settings | ({"before": before} if before else {}))
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -14,7 +14,7 @@ from moments import HIDDEN, Planted, filled_replay, moment_of, small_agent
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
-from tdmpc_prune.analysis import validity
+from tdmpc_prune.analysis import validity, validity_report
 from tdmpc_prune.analysis.validity import (
     Pairs,
     Settings,
@@ -402,6 +402,20 @@ def test_tables(runs, capsys):
     assert set(CRITERIA) <= set(lines)
     assert "return damage" not in out
     assert "gradient is the paper's" in out
+
+
+def test_criteria_that_rank_below_magnitude_are_named(runs, capsys, monkeypatch):
+    overall = dict.fromkeys(CRITERIA, 0.5) | {
+        "magnitude": 0.4,
+        "random": 0.1,
+        "fisher": 0.3,
+        "taylor": np.nan,
+    }
+    below = validity_report._below_magnitude(overall)
+    assert below == ["fisher"]
+    monkeypatch.setattr(validity_report, "_below_magnitude", lambda overall: below)
+    assert command(runs["dense"], moments=1) == 0
+    assert "Ranks worse than magnitude here: fisher\n" in capsys.readouterr().out
 
 
 def test_same_seed_same_result(runs, capsys):

@@ -12,6 +12,7 @@ from tdmpc_prune.cli import main
 from tdmpc_prune.device import choose_device
 from tdmpc_prune.errors import Interrupted
 from tdmpc_prune.evaluate import Evaluator
+from tdmpc_prune.logger import Logger
 from tdmpc_prune.pruning.pruner import LOGGED_CRITERIA, Pruner
 from tdmpc_prune.signals import StopSignals
 from tdmpc_prune.training import Training
@@ -121,6 +122,17 @@ def test_no_recovery_where_nothing_goes(folder, no_plot):
     assert any(idle)
     assert not all(idle)
     assert events[-1]["update"] - events[-1]["agent_step"] == 3 * idle.count(False)
+
+
+def test_removals_against_the_guard_are_said(monkeypatch):
+    said = []
+    log = object.__new__(Logger)
+    monkeypatch.setattr(log, "say", said.append, raising=False)
+    row = {"env_step": 9, "prune/removed_units": 5, "prune/params": 7, "prune/sparsity": 0.5}
+    for against in (0, 2):
+        log.removal(row | {"prune/against_guard": against})
+    plain, forced = said
+    assert forced == plain + "   2 of them against the guard"
 
 
 def test_calibration_and_evaluation_share_no_episode(tmp_path, monkeypatch):

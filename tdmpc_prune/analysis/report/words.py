@@ -111,8 +111,7 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
                 f"{group.label}: trained for {own} steps, the unpruned runs it is compared with for {other}."
             )
     for group in section.groups:
-        if group.settings.get("prune.allocation") == "calibrated" and not group.dense:
-            said += _calibrations(group)
+        said += _calibrations(group)
     if few := [r.group.label for r in results if len(r.group.counted) == 1]:
         said.append(f"One seed, and so no interval: {'; '.join(few)}.")
     if sizes := sorted({len(r.group.counted) for r in results} & HELD.keys()):
@@ -124,7 +123,7 @@ def remarks(section: Section, results: Sequence[GroupResult]) -> list[str]:
 
 
 def _calibrations(group: RunGroup) -> Iterator[str]:
-    """What it took to find out what the return can spare, beside training."""
+    """What it took to find out what the return can spare, beside training; an autoencoder has no episodes."""
     each = group.settings.get("prune.calibration_episodes")
     measured = [
         sum(row.get("prune/calibration_measurements", 0) for row in run.removals) for run in group.runs
