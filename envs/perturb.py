@@ -82,6 +82,8 @@ _SCALE: dict[str, Callable[[mujoco.MjModel, float], None]] = {
     "damping": _scale_damping,
     "gravity": _scale_gravity,
 }
+PHYSICS = tuple(_SCALE)
+"""Kinds that change MuJoCo's model: other simulators do not know them."""
 
 
 class ObservationNoise(Wrapper, RecordConstructorArgs):

@@ -21,10 +21,9 @@ from gymnasium.utils.env_checker import data_equivalence
 
 from envs.compat import SimulatorError
 from envs.gl import enable_gl, without_gl
+from envs.tasks import VARIABLE
 from envs.wrappers import Env, in_one_line
 
-VARIABLE = "TDMPC_PRUNE_ENVS"
-"""Environment variable with modules to import, which register environments: `my_envs` or `my_envs,lab.robots`."""
 STEPS = 3
 """Steps after which two episodes of the same seed are to be alike."""
 
@@ -41,6 +40,17 @@ def is_registered(env_id: str) -> bool:
     spec = gymnasium.registry.get(env_id)
     ours = ("envs.registration", "gymnasium.envs.mujoco")
     return spec is not None and not str(spec.entry_point).startswith(ours)
+
+
+def with_version(name: str) -> str | None:
+    """The newest environment of one's own that is called so but for its version, e.g. `MyRobot-v0` of `MyRobot`.
+
+    Raises:
+        SimulatorError: a module of `TDMPC_PRUNE_ENVS` cannot be imported.
+    """
+    _import_modules()
+    named = [env_id for env_id in gymnasium.registry if env_id.startswith(f"{name}-v")]
+    return next(filter(is_registered, reversed(named)), None)
 
 
 def make_registered(env_id: str, *, render_mode: str | None = None) -> Env:
@@ -103,6 +113,9 @@ def _import_modules() -> None:
     for name in filter(None, (part.strip() for part in os.environ.get(VARIABLE, "").split(","))):
         if name in sys.modules:
             continue
+        if name.endswith(".py"):
+            module = name.removesuffix(".py").replace("/", ".").replace("\\", ".").lstrip(".")
+            raise SimulatorError(f"{VARIABLE}={name} is a file: give the module's name, {module}")
         if (here := os.getcwd()) not in sys.path:  # last: it hides nothing
             sys.path.append(here)
         with in_one_line(f"{VARIABLE}={name}: the module cannot be imported:"):
@@ -121,7 +134,7 @@ def _check_spaces(env_id: str, env: Env) -> None:
         and np.issubdtype(action.dtype, np.floating)
     ):
         raise SimulatorError(
-            f"{env_id} has actions {action}: only a bounded box of one dimension can be acted on"
+            f"{env_id} has actions {action}: only a bounded box of floats, with a shape (n,), can be acted on"
         )
     if not spaces.flatdim(observation) or not spaces.flatdim(action):
         raise SimulatorError(f"{env_id} has no observations or no actions: give each at least one number")
@@ -163,12 +176,11 @@ def _repeats(env: Env) -> bool:
     episodes = []
     for _ in range(2):
         seen: list[Any] = [env.reset(seed=0)[0]]
+        _check_numbers(env, seen[0])
         for _ in range(STEPS):
             observation, reward, terminated, truncated, _ = env.step(middle)
-            size = len(np.asarray(spaces.flatten(env.observation_space, observation)))
-            if size != spaces.flatdim(env.observation_space):
-                raise ValueError(f"an observation has {size} numbers, its space {env.observation_space}")
-            if np.asarray(reward).ndim:
+            _check_numbers(env, observation)
+            if np.asarray(reward).ndim or not np.isfinite(reward):
                 raise ValueError(f"a reward is {reward}, and no number")
             seen += [observation, reward]
             if terminated or truncated:
@@ -176,3 +188,12 @@ def _repeats(env: Env) -> bool:
         episodes.append(seen)
     first, second = episodes
     return data_equivalence(first, second, exact=True)
+
+
+def _check_numbers(env: Env, observation: Any) -> None:
+    space = env.observation_space
+    numbers = np.asarray(spaces.flatten(space, observation))
+    if len(numbers) != spaces.flatdim(space):
+        raise ValueError(f"an observation has {len(numbers)} numbers, its space {space}")
+    if not np.isfinite(numbers).all():  # NaN would not even equal itself
+        raise ValueError("an observation is not finite")

@@ -6,6 +6,7 @@ A name that is not in the table may be one that somebody has registered with Gym
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -90,6 +91,9 @@ TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _table
 """Every task by its canonical name: DMControl's first, then Gymnasium's MuJoCo v5."""
 
 
+VARIABLE = "TDMPC_PRUNE_ENVS"
+"""Environment variable with modules to import, which register environments: `my_envs` or `my_envs,lab.robots`."""
+
 _VERSIONED = re.compile(r"-v\d+$")
 """How names end that may be registered with Gymnasium."""
 
@@ -137,10 +141,15 @@ def find_task(name: str) -> Task:
 
         if is_registered(name):
             return Task(name, "registered", name, "", 1)
+    if os.environ.get(VARIABLE) and not _VERSIONED.search(name):
+        from envs.registered import with_version
+
+        if own := with_version(name):
+            raise UnknownTaskError(f"unknown task {name!r}: did you mean {own}?")
     close = difflib.get_close_matches(_key(name), _ALIASES, n=5, cutoff=0.5)
     nearest = list(dict.fromkeys(_ALIASES[key] for key in close))[:3]
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise UnknownTaskError(
         f"unknown task {name!r}: {hint}All {len(TASKS)} are listed by `python -m envs`; "
-        "TDMPC_PRUNE_ENVS=MODULE adds your own."
+        f"{VARIABLE}=MODULE adds your own."
     )

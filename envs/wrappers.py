@@ -55,20 +55,24 @@ class Checked(Wrapper, RecordConstructorArgs):
     def __init__(self, env: Env) -> None:
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
+        self._steps = 0  # since the last reset, the agent's
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        with in_one_line(_FAILED):
+        self._steps = 0
+        with in_one_line("the simulator failed at a reset with"):
             observation, info = self.env.reset(seed=seed, options=options)
-        _check_finite("an observation", observation)
+        _check_finite("an observation", observation, "at a reset")
         return observation, info
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        with in_one_line(_FAILED):
+        self._steps += 1
+        place = f"in step {self._steps} of an episode"
+        with in_one_line(f"the simulator failed {place} with"):
             observation, reward, terminated, truncated, info = self.env.step(action)
-        _check_finite("an observation", observation)
-        _check_finite("a reward", reward)
+        _check_finite("an observation", observation, place)
+        _check_finite("a reward", reward, place)
         return observation, reward, terminated, truncated, info
 
     def render(self) -> np.ndarray:
@@ -80,9 +84,6 @@ class Checked(Wrapper, RecordConstructorArgs):
                 f"it cannot be drawn: render gave {picture.dtype} {list(picture.shape)}; uint8 [H, W, 3] is a picture"
             )
         return picture
-
-
-_FAILED = "the simulator failed with"
 
 
 @contextmanager
@@ -101,11 +102,11 @@ def in_one_line(what: str) -> Iterator[None]:
         raise SimulatorError(f"{what} {words[:200]}") from error
 
 
-def _check_finite(name: str, numbers: Any) -> None:
+def _check_finite(name: str, numbers: Any, place: str) -> None:
     with np.errstate(over="ignore"):  # what is learned from is float32
         finite = np.isfinite(np.asarray(numbers, np.float32)).all()
     if not finite:
-        raise SimulatorError(f"the simulator gave {name} that is not finite")
+        raise SimulatorError(f"the simulator gave {name} that is not finite {place}")
 
 
 class SeedFirstReset(Wrapper, RecordConstructorArgs):

@@ -71,7 +71,8 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
         raise UserError(f"--preset {preset}: choose one of {', '.join(get_args(Preset))}")
     if words[0] not in (*verbs, "-h", "--help"):
         raise UserError(f"{words[0]!r} is no verb: choose one of {', '.join(verbs)}, or ask --help")
-    if _names_task(words, AUTOENCODER):
+    autoencoder = _names_task(words, AUTOENCODER)
+    if autoencoder:
         if _option(words, "preset"):
             raise UserError("an autoencoder has no presets: leave --preset out")
         training: Any = Annotated[AutoencoderTrainConfig, tyro.conf.subcommand("train")]
@@ -85,7 +86,7 @@ def parse(arguments: Sequence[str], verbs: Mapping[str, type]) -> Any:
     prog: str = PROG
     description: str | None = DESCRIPTION
     if words[0] in verbs:  # alone, tyro describes it by its docstring, and suggests no other's options
-        prog, description = f"{PROG} {words[0]}", None
+        prog, description = f"{PROG} {words[0]}{f' {AUTOENCODER}' if autoencoder else ''}", None
         commands, words = {words[0]: commands[words[0]]}, words[1:]
     command: Any = Union[*commands.values()]
     said = io.StringIO()

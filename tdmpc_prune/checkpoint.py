@@ -7,6 +7,7 @@ one that can be seen can be read. The one before the newest is kept.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import TDMPCConfig
 from agents.tdmpc.world_model import WorldModel, architecture
-from envs import find_task, resolve_task
+from envs import UnknownTaskError, find_task, resolve_task
 from tdmpc_prune.checked import check_finite, check_shape, check_state, shapes
 from tdmpc_prune.config import AUTOENCODER
 from tdmpc_prune.errors import UserError
@@ -35,6 +36,8 @@ from tdmpc_prune.run_folder import write_json
 Networks = Mapping[str, nn.Module]
 """All networks of an agent, by name."""
 
+OWN_TASK = re.compile(r"[\w./-]{1,80}-v\d{1,4}", re.ASCII)
+"""Tasks that may be somebody's own."""
 SCHEMA = 1
 KEPT = 2
 MODEL, TRAINING, STATE = "model.safetensors", "training.safetensors", "state.json"
@@ -167,8 +170,10 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
     """
     checkpoint = find(path)
     with readable(checkpoint):
-        if _read_own(checkpoint)["task"] == AUTOENCODER:
+        task = str(_read_own(checkpoint)["task"])
+        if task == AUTOENCODER:
             raise UserError(f"{path} holds an autoencoder: give the run of a control task")
+        _check_known(task, path)
         state = read_state(checkpoint)
         agent = TDMPC(
             TypeAdapter(TDMPCConfig).validate_python(state["agent"]),
@@ -187,6 +192,19 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
             env_step=state["progress"]["env_step"],
             criterion=state.get("criterion", "unknown" if state["pruner"] else "none"),
         )
+
+
+def _check_known(task: str, path: Path) -> None:
+    """Says what is missing where a run of an environment of one's own is read without its module."""
+    if not OWN_TASK.fullmatch(task):
+        return
+    try:
+        find_task(task)
+    except UnknownTaskError:
+        raise UserError(
+            f"{path} learned {task}, which is no task here: if it is an environment of your own, name the module that "
+            "registers it, TDMPC_PRUNE_ENVS=MODULE"
+        ) from None
 
 
 def load_alike(paths: Sequence[Path], device: torch.device) -> dict[Path, StoredAgent]:

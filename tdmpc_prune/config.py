@@ -91,7 +91,7 @@ class TrainConfig:
     device: Device = "auto"
     """auto: a CUDA GPU where there is one."""
     threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    """PyTorch's threads on the CPU; 0: OMP_NUM_THREADS where it is set, else one per core, at most 4."""
     deterministic: bool = False
     """The same bits again on a GPU, too, and whatever the number of cores: slower algorithms, and 1 thread if 0."""
     json: bool = False

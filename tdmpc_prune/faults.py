@@ -28,7 +28,7 @@ def measuring(place: str, memory: str) -> Iterator[None]:
     try:
         yield
     except SimulatorError as error:
-        raise Stopped(simulator_line(place, error)) from error
+        raise Stopped(simulator_line(f"{place}, while evaluating", error)) from error
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
@@ -67,7 +67,10 @@ def building(memory: str) -> Iterator[None]:
 
 def simulator_line(place: str, error: SimulatorError) -> str:
     """Says what the simulator did, and what can be done about it."""
-    return f"{place}: {error}; {AGAIN}, and if it comes back, choose another --seed, and a --run-dir for it"
+    return (
+        f"{place}: {error}; {AGAIN}. If it comes back, mend the environment, or choose another --seed, and a "
+        "--run-dir for it"
+    )
 
 
 def _free(then: str, memory: str) -> str:

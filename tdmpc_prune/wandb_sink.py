@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ class WandbSink:
     @property
     def _sync(self) -> str:
         files = "offline-run-*" if self.mode == "offline" else "run-*"
-        return f"to send the run later: wandb sync {self.folder}/wandb/{files}"
+        return f"to send the run later: wandb sync {shlex.quote(str(self.folder))}/wandb/{files}"
 
     def write(self, row: Row) -> None:
         """Logs the next line of metrics.jsonl, which is in the file, unless W&B has it."""

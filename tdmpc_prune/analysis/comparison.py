@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from envs import SimulatorError, make_env
-from envs.perturb import broke_down, perturb
-from envs.perturbations import Perturbation, PerturbationError
+from envs.perturb import PHYSICS, broke_down, model_and_data, perturb
+from envs.perturbations import STANDARD, Perturbation, PerturbationError
 from tdmpc_prune.analysis.statistics import paired, students
 from tdmpc_prune.checkpoint import StoredAgent, load_alike
 from tdmpc_prune.errors import UserError
@@ -65,7 +66,8 @@ def compare(
             know a perturbation.
     """
     stored = load_alike([*([reference] if reference else []), *runs], device)
-    _check_perturbations(next(iter(stored.values())), protocol.perturbations)
+    possible = _possible(next(iter(stored.values())), protocol.perturbations)
+    protocol = replace(protocol, perturbations=possible)
     work = len(stored) * (len(protocol.controllers) + len(protocol.perturbations))
     with tqdm(total=work, unit="evaluation", disable=None if work > 2 else True) as bar:
         found = [_evaluate(path, agent, protocol, bar) for path, agent in stored.items()]
@@ -75,17 +77,26 @@ def compare(
     return found
 
 
-def _check_perturbations(stored: StoredAgent, perturbations: Sequence[Perturbation]) -> None:
+def _possible(stored: StoredAgent, perturbations: tuple[Perturbation, ...]) -> tuple[Perturbation, ...]:
+    """The perturbations, once they are known to be possible; of the standard ones those that are."""
     if not perturbations:
-        return
+        return ()
     env = make_env(stored.task, seed=stored.seed, action_repeat=stored.action_repeat)
     try:
+        if perturbations == STANDARD and model_and_data(env) is None:
+            print(
+                f"MuJoCo does not simulate {stored.task}: its masses, damping and gravity stay, noise and delay are "
+                "tried",
+                file=sys.stderr,
+            )
+            perturbations = tuple(one for one in perturbations if one.name not in PHYSICS)
         for perturbation in perturbations:
             perturb(env, perturbation)
     except PerturbationError as error:
         raise UserError(str(error)) from None
     finally:
         env.close()
+    return perturbations
 
 
 def _evaluate(path: Path, stored: StoredAgent, protocol: Protocol, bar: tqdm) -> Evaluated:

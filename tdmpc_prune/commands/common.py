@@ -32,7 +32,7 @@ class CommandConfig:
     device: Device = "auto"
     """auto: a CUDA GPU where there is one."""
     threads: int = 0
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    """PyTorch's threads on the CPU; 0: OMP_NUM_THREADS where it is set, else one per core, at most 4."""
 
     def __post_init__(self) -> None:
         check_threads(self.threads)

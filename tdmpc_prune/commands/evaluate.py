@@ -37,7 +37,8 @@ class EvaluateConfig(CommandConfig):
     controller: Literal["both", "planner", "policy"] = "both"
     """planner: plan at every step; policy: the policy network alone; both: one after the other."""
     perturb: str | None = None
-    """Also under perturbations of the world, one at a time: NAME=AMOUNT,... or the word standard for a few of each.
+    """Also under perturbations of the world, one at a time: NAME=AMOUNT,... or the word standard for a few of each
+    (of those that the task's simulator knows).
     noise: standard deviation on observations; delay: of actions, in agent steps; mass, damping, gravity: factors."""
     plans: int = 100
     """Control steps that are timed (fewer of a slow planner: about 20 s); 0: none."""

@@ -35,7 +35,7 @@ class ExportConfig(CommandConfig):
     seed: int = 0
     """Seed of the episode of the check, and of its noise."""
     threads: int = field(default=1, kw_only=True)
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    """PyTorch's threads on the CPU; 0: OMP_NUM_THREADS where it is set, else one per core, at most 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,7 +29,7 @@ class ReportConfig(CommandConfig):
     device: Device = "cpu"
     """Where to measure."""
     threads: int = 1
-    """PyTorch's threads on the CPU; 0: one per core, at most 4."""
+    """PyTorch's threads on the CPU; 0: OMP_NUM_THREADS where it is set, else one per core, at most 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

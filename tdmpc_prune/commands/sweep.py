@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -144,4 +145,4 @@ def _show(config: SweepConfig, rows: list[dict[str, Any]], total: int, folder: P
     if count > SHOWN:
         print(f"... and {count - SHOWN} more{f', all in {folder}/trials.csv' if folder else ''}")
     if folder:
-        print(f"\npictures: tdmpc-prune report {folder} --out {folder}/report")
+        print(f"\npictures: {shlex.join(['tdmpc-prune', 'report', str(folder), '--out', f'{folder}/report'])}")

@@ -6,6 +6,8 @@ components, and what is never pruned is decided here (Sundaram et al. 2025, arXi
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,10 +128,17 @@ def _groups(
 ) -> list[Group]:
     missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
     if unknown := [m for m in missing if m in called]:
+        if isinstance(unknown[0], nn.Linear | nn.LayerNorm):
+            raise TraceError(
+                f"trace() leads through {_place(*places[unknown[0]])} without gradients: no detach and no no_grad "
+                "between a layer and what is returned"
+            )
         raise TraceError(_no_unit_layer(unknown[0], places))
     if missing:
-        layers = ", ".join(f"{_place(*places[m])} ({type(m).__name__})" for m in missing)
-        raise TraceError(f"trace() does not lead through {layers}: every layer must take part")
+        raise TraceError(
+            f"trace() does not lead through {_listed(missing, places)}: every layer must take part, called as a "
+            "layer, not by its weight"
+        )
     groups: list[Group] = []
     seen: set[nn.Module] = set()
     for producer, (component, path) in places.items():
@@ -141,8 +150,16 @@ def _groups(
         if any(m.role == "in" for m in members):
             groups.append(Group(_place(component, path), members))
     if not groups:
-        raise TraceError("trace() connects no two Linear layers: there is nothing to prune")
+        met = _listed([m for m in places if list(m.parameters(recurse=False))], places)
+        raise TraceError(
+            "there is nothing to prune: units go where one Linear layer reads another one's outputs, and trace() "
+            f"leads through {met or 'no layer'}"
+        )
     return groups
+
+
+def _listed(modules: Sequence[nn.Module], places: Mapping[nn.Module, tuple[str, str]]) -> str:
+    return ", ".join(f"{_place(*places[m])} ({type(m).__name__})" for m in modules)
 
 
 def _no_unit_layer(module: nn.Module, places: Mapping[nn.Module, tuple[str, str]]) -> str:
@@ -169,13 +186,20 @@ def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
     frozen = [p for p in holder.parameters() if not p.requires_grad]
     holder.eval().requires_grad_(True)  # the graph is read off the gradients' path
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), _eager():
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def _eager() -> contextlib.AbstractContextManager[object]:
+    """Has what torch.compile has compiled run as it was written: the compiler cannot follow a graph being traced."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes a second
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _trace(
@@ -254,10 +278,20 @@ def _check_position(
     for module in layers:
         reads = expected.get((module, "norm")) or expected.get((module, "in")) or set()
         if arrived[module] != reads:
-            raise TraceError(
-                f"unit {unit} of {group.name} reaches {_place(*places[module])} at {sorted(arrived[module])}, not "
-                f"{sorted(reads)}: only layers may mix units, and torch.cat takes one of them first, constants after it"
-            )
+            raise TraceError(_misplaced(group.name, unit, _place(*places[module]), arrived[module], reads))
+
+
+def _misplaced(group: str, unit: int, reader: str, arrived: set[int], expected: set[int]) -> str:
+    """Says what a marked unit arriving elsewhere means."""
+    found = ", ".join(map(str, sorted(arrived)[:3])) + (", ..." if len(arrived) > 3 else "")
+    if len(arrived) > len(expected):
+        why = "what comes between them mixes units (softmax, a mean, a norm that is no nn.LayerNorm): only layers may"
+    elif arrived:
+        why = "between them units change places (flip, sort) or follow constants: torch.cat takes units first"
+    else:
+        why = "what comes between them does not pass it on as a number (torch.where, a comparison)"
+    wanted = ", ".join(map(str, sorted(expected)))
+    return f"unit {unit} of {group} reaches {reader} at [{found}], not [{wanted}]: {why}"
 
 
 def _members(

@@ -18,7 +18,7 @@ from tdmpc_prune.pruning.importance import ImportanceTracker
 from tdmpc_prune.pruning.schedule import Schedule
 from tdmpc_prune.pruning.selection import covariances, least_missed
 from tdmpc_prune.pruning.size import SizeModel
-from tdmpc_prune.pruning.surgery import Removal, keep_indices, remove_units
+from tdmpc_prune.pruning.surgery import Removal, check_optimizers, check_removable, keep_indices, remove_units
 
 LOGGED_CRITERIA = (
     "gradient",
@@ -87,11 +87,13 @@ class Pruner:
 
         Raises:
             TraceError: the agent cannot be traced.
-            ValueError: its optimisers do not hold all that it learns.
+            ValueError: its optimisers do not hold all that it learns, or keep what cannot follow a removal.
         """
+        _check_components(agent)
         _check_optimizers(agent)
         self.agent, self.config, self.schedule = agent, config, schedule
         self.groups: list[Group] = find_groups(agent)
+        check_removable(agent, self.groups)
         self.size = SizeModel(agent.components(), self.groups)
         self.initial_widths = self.size.widths
         self.tracker = ImportanceTracker(self.groups, config.importance, losses=losses, seed=seed)
@@ -377,6 +379,14 @@ class Pruner:
         self.tracker.load_state_dict(dict(tensors))
 
 
+def _check_components(agent: Prunable) -> None:
+    components = agent.components()
+    require(
+        isinstance(components, Mapping) and all(isinstance(m, nn.Module) for m in components.values()),
+        f"components() gives a {type(components).__name__}: give a dictionary from names to modules",
+    )
+
+
 def _check_optimizers(agent: Prunable) -> None:
     """Refuses what would go on training former parameters, or some of the new ones not at all."""
     optimizers, again = agent.optimizers(), agent.optimizers()
@@ -384,6 +394,7 @@ def _check_optimizers(agent: Prunable) -> None:
         [id(one) for one in optimizers] == [id(one) for one in again],
         "optimizers() makes new ones at every call: give those that train the agent, whose moments have to follow",
     )
+    check_optimizers(optimizers)
     held = {p for one in optimizers for group in one.param_groups for p in group["params"]}
     for component, module in agent.components().items():
         for name, parameter in module.named_parameters():

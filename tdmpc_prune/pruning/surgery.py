@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -30,8 +31,67 @@ def remove_units(
     """
     _check(groups, removal)
     _check_moments(agent.optimizers())
+    former: list[_Former] = []
+    try:
+        replaced = _cut(agent, groups, removal, stand_ins or {}, former)
+        left = find_groups(agent)
+    except BaseException:
+        _put_back(former)
+        raise
+    _follow(agent.optimizers(), replaced)
+    return left
+
+
+def check_removable(agent: Prunable, groups: Sequence[Group]) -> None:
+    """Takes a unit of every group away and puts it back, to see whether what is left works.
+
+    The traced graph does not see constants: a buffer as wide as a layer fits for as long as nothing is removed.
+
+    Raises:
+        TraceError: what is left of a group does not work. As it always does, nothing is changed.
+    """
+    wide = [group for group in groups if group.units > 1]
+    if wide and (error := _fault(agent, groups, wide)):
+        for group in wide:
+            if error_of_one := _fault(agent, groups, [group]):
+                raise TraceError(
+                    f"{group.name} cannot lose a unit: {error_of_one}. Is there a buffer or a constant as wide as "
+                    f"{group.name}? Put what it does into a layer (nn.Linear, nn.LayerNorm), or let it be one number "
+                    "for all units"
+                )
+        raise error
+
+
+def _fault(agent: Prunable, groups: Sequence[Group], wide: Sequence[Group]) -> TraceError | None:
+    """What is wrong with the agent without the last unit of these groups."""
+    former: list[_Former] = []
+    try:
+        _cut(agent, groups, {group.name: torch.tensor([group.units - 1]) for group in wide}, {}, former)
+        find_groups(agent)
+    except TraceError as error:
+        return error
+    finally:
+        _put_back(former)
+    return None
+
+
+_Former = tuple[nn.Module, str, object]
+"""An attribute of a module, and what it was."""
+
+
+def _put_back(former: Sequence[_Former]) -> None:
+    for module, name, value in reversed(former):
+        setattr(module, name, value)
+
+
+def _cut(
+    agent: Prunable, groups: Sequence[Group], removal: Removal, stand_ins: StandIns, former: list[_Former]
+) -> dict[nn.Parameter, tuple[nn.Parameter, Mapping[int, Tensor]]]:
+    """Replaces the parameters of networks and mirrors; notes in `former` what was there.
+
+    Returns the new parameter of every former one, with the indices that it kept, by dimension.
+    """
     copies = (agent.components(), *agent.mirrors())
-    former: list[tuple[nn.Module, str, object]] = []
 
     def change(module: nn.Module, name: str, value: object) -> None:
         former.append((module, name, getattr(module, name)))
@@ -39,7 +99,7 @@ def remove_units(
 
     kept = _kept(groups, removal)
     taken: dict[nn.Module, dict[str, Tensor]] = {}
-    for place, stand_in in (stand_ins or {}).items():
+    for place, stand_in in stand_ins.items():
         for module in _modules(copies, *place):
             taken[module] = taken_over(module, stand_in)
             for name in taken[module]:
@@ -64,14 +124,7 @@ def remove_units(
                     rows, columns = module.weight.shape
                     change(module, "out_features", rows)
                     change(module, "in_features", columns)
-    try:
-        left = find_groups(agent)
-    except TraceError:
-        for module, name, value in reversed(former):
-            setattr(module, name, value)
-        raise
-    _follow(agent.optimizers(), replaced)
-    return left
+    return replaced
 
 
 def keep_indices(group: Group, removed: Tensor) -> Tensor:
@@ -104,6 +157,28 @@ def _check_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
                         f"{list(parameter.shape)}: choose an optimiser whose moments have the shape of their "
                         "parameter, and load its state after cut_to"
                     )
+
+
+def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Tries each kind of optimiser on a small parameter of its own, to see what moments it will keep.
+
+    Raises:
+        ValueError: they do not have the shape of their parameter.
+    """
+    for optimizer in optimizers:
+        weight = nn.Parameter(torch.ones(3, 2))
+        trial: torch.optim.Optimizer | None = None
+
+        def loss(weight: Tensor = weight) -> Tensor:
+            weight.grad = torch.ones(3, 2)
+            return weight.sum()
+
+        # One that cannot be tried like this is looked at when units are removed.
+        with contextlib.suppress(Exception):
+            trial = type(optimizer)([weight], **optimizer.defaults)
+            trial.step(loss)
+        if trial is not None:
+            _check_moments([trial])
 
 
 def _kept(groups: Sequence[Group], removal: Removal) -> dict[tuple[str, str, str], dict[int, Tensor]]:

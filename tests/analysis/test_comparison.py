@@ -7,7 +7,7 @@ from scipy import stats
 
 from agents.tdmpc.agent import TDMPC
 from agents.tdmpc.config import PlannerConfig, TDMPCConfig
-from envs.perturbations import Perturbation
+from envs.perturbations import STANDARD, Perturbation
 from tdmpc_prune import checkpoint
 from tdmpc_prune.analysis import comparison
 from tdmpc_prune.analysis.comparison import Protocol, compare
@@ -129,6 +129,16 @@ def test_perturbations_one_at_a_time(runs):
     assert perturbed["gravity=1"]["returns"] == found.result["returns"]
     assert perturbed["gravity=3"]["return"] < found.result["return"]
     assert "policy_returns" not in found.result
+
+
+def test_of_the_standard_perturbations_those_that_the_world_knows(runs, capsys):
+    """Gymnasium's pendulum is not simulated by MuJoCo."""
+    runs["a"] = stored("Pendulum-v1", 3)
+    (found,) = compare(["a"], Protocol(episodes=1, plans=0, perturbations=STANDARD), CPU)
+    assert list(found.result["perturbed"]) == ["noise=0.01", "noise=0.05", "delay=1", "delay=2"]
+    assert "MuJoCo does not simulate Pendulum-v1: its masses" in capsys.readouterr().err
+    with pytest.raises(UserError, match="^mass=2: MuJoCo does not simulate Pendulum-v1"):
+        compare(["a"], Protocol(perturbations=(Perturbation("mass", 2),)), CPU)
 
 
 def test_runs_of_several_tasks(runs):

@@ -122,11 +122,16 @@ def lists_its_reward(self, action):
     return observation, np.array([reward]), *rest
 
 
+def rewards_with_nan(self, action):
+    observation, _, *rest = Robot.step(self, action)
+    return observation, np.nan, *rest
+
+
 UNSUITED = {
     "buttons": (robot(action_space=spaces.Discrete(3)), {}, r"has actions Discrete\(3\): only a bounded box"),
     "no bounds": (robot(action_space=spaces.Box(-np.inf, 1, (2,))), {}, "only a bounded box"),
     "whole numbers": (robot(action_space=spaces.Box(0, 9, (2,), np.int64)), {}, "only a bounded box"),
-    "a table of actions": (robot(action_space=spaces.Box(0, 1, (2, 2))), {}, "of one dimension"),
+    "a table of actions": (robot(action_space=spaces.Box(0, 1, (2, 2))), {}, r"with a shape \(n,\)"),
     "words": (robot(observation_space=spaces.Text(9)), {}, "only boxes of numbers can be read"),
     "no limit": (Robot, {"max_episode_steps": None}, "register it with max_episode_steps"),
     "no seconds": (robot(dt=None), {}, "give the environment an attribute dt, in seconds"),
@@ -144,6 +149,12 @@ UNSUITED = {
         "an observation has 2 numbers",
     ),
     "a list of rewards": (robot(step=lists_its_reward), {}, "a reward is .*, and no number"),
+    "a reward that is none": (robot(step=rewards_with_nan), {}, "does not run: ValueError: a reward is nan"),
+    "observations of nothing": (
+        robot(reset=lambda *_, **__: (np.full(2, np.nan), {})),
+        {},
+        "does not run: ValueError: an observation is not finite",
+    ),
     "a fault": (robot(step=fails), {}, "^Robot-v0 does not run: RuntimeError: no motor$"),
     "no such class": ("envs.nowhere:Robot", {}, "^Robot-v0 cannot be made: ModuleNotFoundError"),
 }
@@ -167,7 +178,7 @@ def test_a_reward_beyond_float32_is_not_finite(register):
 
     env = make_env(register(Huge))
     env.reset(seed=1)
-    with pytest.raises(SimulatorError, match="gave a reward that is not finite"):
+    with pytest.raises(SimulatorError, match="gave a reward that is not finite in step 1 of an episode$"):
         env.step(np.float32([0, 0]))
 
 
@@ -264,6 +275,23 @@ def test_a_module_that_is_named_is_imported_from_where_one_stands(tmp_path, monk
     code = "import sys, envs; print(envs.make_env('Lab/Robot-v0').get_wrapper_attr('max_episode_steps'))"
     monkeypatch.setenv(VARIABLE, " lab_robots,")
     assert python(code).split() == ["imported", "9"]
+
+
+def test_a_file_is_no_module(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "./lab/robots.py")
+    with pytest.raises(SimulatorError, match=r"is a file: give the module's name, lab.robots$"):
+        find_task("Robot-v0")
+
+
+def test_a_name_without_its_version(register, monkeypatch):
+    register(Robot)
+    with pytest.raises(UnknownTaskError, match="All 62"):
+        find_task("Robot")
+    monkeypatch.setenv(VARIABLE, "math")
+    with pytest.raises(UnknownTaskError, match="^unknown task 'Robot': did you mean Robot-v0"):
+        find_task("Robot")
+    with pytest.raises(UnknownTaskError, match="All 62"):
+        find_task("Ant-v4x")
 
 
 def test_a_task_names_no_module(tmp_path, monkeypatch, python):

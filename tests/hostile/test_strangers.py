@@ -106,6 +106,7 @@ STATES = {
     "a seed below 0": (["seed"], -1, "seed"),
     "a seed that is a word": (["seed"], "1", "seed"),
     "a task that is a path": (["task"], "../../../etc/passwd", "unknown task"),
+    "somebody's own task": (["task"], "Robot-v0", "learned Robot-v0, which is no task here: .*name the module"),
     "a task that is markup": (["task"], "<script>alert(1)</script>", "unknown task"),
     "a task that a terminal obeys": (["task"], "\x1b]0;owned\x07\x1b[2J", "unknown task"),
     "a task that is half a letter": (["task"], "\ud800", "task: Input should be a valid string"),
@@ -161,7 +162,7 @@ def test_states(case, refused, checkpoint, monkeypatch):
     place, value, said = STATES[case]
     change(checkpoint, *place, value=value)
     monkeypatch.setattr(TDMPC, "__init__", lambda *_, **__: pytest.fail("an agent was built"))
-    assert said in refused("evaluate")
+    assert re.search(re.escape(said).replace(r"\.\*", ".*"), refused("evaluate"))
 
 
 TEXTS = {

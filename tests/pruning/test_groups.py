@@ -234,6 +234,20 @@ class Reversed(nn.Module):
         return x.flip(-1)
 
 
+class Gate(nn.Module):
+    """Lets through what is positive."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.0)
+
+
+class Detached(nn.Module):
+    """Ends the gradients' path."""
+
+    def forward(self, x):
+        return x.detach()
+
+
 class Bare(nn.Module):
     """Scales hidden units by a parameter that is in no layer."""
 
@@ -274,13 +288,25 @@ class Twice(nn.Module):
         (Twice(), "net.down does not follow net.up unit by unit"),
         (
             nn.Sequential(nn.Linear(3, 4), nn.Softmax(-1), nn.Linear(4, 2)),
-            r"unit 0 of net.0 reaches net.2 at \[0, 1, 2, 3\], not \[0\]: only layers may mix units",
+            r"unit 0 of net.0 reaches net.2 at \[0, 1, 2, ...\], not \[0\]: what comes between them mixes units",
         ),
         (
             nn.Sequential(nn.Linear(3, 4), Reversed(), nn.Linear(4, 2)),
-            r"unit 0 of net.0 reaches net.2 at \[3\], not \[0\]",
+            r"unit 0 of net.0 reaches net.2 at \[3\], not \[0\]: between them units change places",
         ),
-        (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), "nothing to prune"),
+        (
+            nn.Sequential(nn.Linear(3, 4), Gate(), nn.Linear(4, 2)),
+            r"unit 0 of net.0 reaches net.2 at \[\], not \[0\]: .* does not pass it on as a number",
+        ),
+        (
+            nn.Sequential(nn.Linear(3, 4), Detached(), nn.Linear(4, 2)),
+            r"leads through net.0 without gradients: no detach",
+        ),
+        (nn.Sequential(nn.Linear(3, 2), nn.Tanh()), r"nothing to prune: .* leads through net.0 \(Linear\)$"),
+        (
+            nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 3), nn.Flatten(), nn.Linear(2, 2)),
+            r"nothing to prune: .* leads through net.1 \(Conv1d\), net.3 \(Linear\)$",
+        ),
         (nn.Linear(4, 2), r"trace\(\) cannot be followed: RuntimeError: mat1 and mat2 shapes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -301,7 +327,7 @@ def test_constants_before_a_network_s_outputs_are_refused():
     (latent,) = find_groups(Foreign(trace, encoder=encoder, head=head))
     assert latent.members[-1].index.tolist() == [0, 1, 2, 3]
     with pytest.raises(
-        TraceError, match=r"unit 0 of encoder reaches head at \[2\], not \[0\]: .*first, constants after it"
+        TraceError, match=r"unit 0 of encoder reaches head at \[2\], not \[0\]: .*torch.cat takes units first"
     ):
         find_groups(Foreign(lambda: trace(-1), encoder=encoder, head=head))
     assert not [m for net in (encoder, head) for m in (*net._forward_hooks, *net._forward_pre_hooks)]
@@ -330,6 +356,20 @@ def test_what_the_trace_returns_goes_to_no_other_layer(action_first):
 def test_a_trace_without_a_batch():
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     assert [g.units for g in find_groups(Foreign(lambda: [net(torch.zeros(3))], net=net))] == [4]
+
+
+@pytest.mark.parametrize("compiled", ["component", "function", "in place"])
+def test_what_is_compiled_is_followed_as_it_was_written(compiled):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2))
+    run = net
+    if compiled == "in place":
+        net.compile(backend="eager")
+    else:
+        run = torch.compile(net, backend="eager")
+    held = run if compiled == "component" else net
+    (group,) = find_groups(Foreign(lambda: [run(torch.zeros(2, 3))], net=held))
+    assert group.units == 4 and group.name.endswith(".0")
+    torch.testing.assert_close(run(torch.ones(2, 3)), net[2](net[1](net[0](torch.ones(2, 3)))))
 
 
 def test_running_statistics_stay():

@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 from test_groups import TWELVE, Foreign, alone
 from torch import nn
 
+from tdmpc_prune.pruning import surgery
+from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.groups import TraceError, find_groups
+from tdmpc_prune.pruning.pruner import Pruner
 from tdmpc_prune.pruning.size import SizeModel
-from tdmpc_prune.pruning.surgery import cut_to, keep_indices, remove_units
+from tdmpc_prune.pruning.surgery import (
+    check_optimizers,
+    check_removable,
+    cut_to,
+    keep_indices,
+    remove_units,
+)
 
 NORMED = ["q1.0", "q2.0"]
 EVERY_GROUP = pytest.mark.parametrize("name", TWELVE)
@@ -375,6 +384,18 @@ class SkipsInputs(nn.Module):
         return self.down(x + self.norm(self.up(x)))
 
 
+class Masked(nn.Module):
+    """Scales hidden units by a buffer."""
+
+    def __init__(self, inputs=3, hidden=4, outputs=2):
+        super().__init__()
+        self.up, self.down = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+        self.register_buffer("mask", torch.ones(hidden))
+
+    def forward(self, x):
+        return self.down(self.up(x) * self.mask)
+
+
 def test_a_removal_that_leaves_no_working_agent_is_undone():
     agent = alone(SkipsInputs())
     optimizer = torch.optim.Adam(agent.nets["net"].parameters())
@@ -386,6 +407,53 @@ def test_a_removal_that_leaves_no_working_agent_is_undone():
         remove_units(agent, find_groups(agent), {"net.up": torch.tensor([1])})
     assert fingerprint(agent) == before
     agent.nets["net"](torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("net", [SkipsInputs, Masked])
+def test_a_width_that_no_trace_shows_is_found_before_anything_is_learned(net):
+    agent = alone(net())
+    before = fingerprint(agent)
+    config = PruneConfig(sparsity=0.2)
+    with pytest.raises(TraceError, match=r"^net.up cannot lose a unit: .* must match the size .* as wide as net.up"):
+        Pruner(agent, config, config.schedule_over(1000))
+    assert fingerprint(agent) == before
+
+
+def test_a_trial_removal_changes_nothing(tdmpc):
+    before = fingerprint(tdmpc)
+    check_removable(tdmpc, find_groups(tdmpc))
+    assert fingerprint(tdmpc) == before
+
+
+def test_the_group_that_cannot_lose_a_unit_is_named():
+    agent = alone(nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 4), nn.Tanh(), Masked(4, 5), nn.Linear(2, 1)))
+    assert [g.name for g in find_groups(agent)] == ["net.0", "net.1", "net.3.up", "net.3.down"]
+    with pytest.raises(TraceError, match=r"^net.3.up cannot lose a unit"):
+        check_removable(agent, find_groups(agent))
+
+
+def test_a_fault_of_any_kind_undoes_a_removal(tdmpc, monkeypatch):
+    before = fingerprint(tdmpc)
+    monkeypatch.setattr(surgery, "find_groups", lambda agent: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remove_units(tdmpc, find_groups(tdmpc), {"latent": torch.tensor([1])})
+    assert fingerprint(tdmpc) == before
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])
+def test_optimisers_whose_moments_cannot_follow_are_refused_before_they_have_any(kind):
+    agent = alone(nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)))
+    agent._optimizers = [kind(agent.nets["net"].parameters())]
+    before = fingerprint(agent)
+    config = PruneConfig(sparsity=0.2)
+    with pytest.raises(ValueError, match=f"^{kind.__name__} keeps .* of a parameter"):
+        Pruner(agent, config, config.schedule_over(1000))
+    assert fingerprint(agent) == before
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax"])
+def test_optimisers_whose_moments_can_follow(kind):
+    check_optimizers([getattr(torch.optim, kind)([nn.Parameter(torch.ones(4))])])
 
 
 # Any agent
