@@ -180,7 +180,7 @@ def _repeats(env: Env) -> bool:
         for _ in range(STEPS):
             observation, reward, terminated, truncated, _ = env.step(middle)
             _check_numbers(env, observation)
-            if np.asarray(reward).ndim or not np.isfinite(reward):
+            if np.asarray(reward).ndim or not np.isfinite(float(reward)):
                 raise ValueError(f"a reward is {reward}, and no number")
             seen += [observation, reward]
             if terminated or truncated:

@@ -145,4 +145,6 @@ def _show(config: SweepConfig, rows: list[dict[str, Any]], total: int, folder: P
     if count > SHOWN:
         print(f"... and {count - SHOWN} more{f', all in {folder}/trials.csv' if folder else ''}")
     if folder:
-        print(f"\npictures: {shlex.join(['tdmpc-prune', 'report', str(folder), '--out', f'{folder}/report'])}")
+        print(
+            f"\npictures: {shlex.join(['tdmpc-prune', 'report', str(folder), '--out', f'{folder}/report'])}"
+        )

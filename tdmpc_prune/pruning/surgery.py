@@ -169,9 +169,9 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
         weight = nn.Parameter(torch.ones(3, 2))
         trial: torch.optim.Optimizer | None = None
 
-        def loss(weight: Tensor = weight) -> Tensor:
+        def loss(weight: Tensor = weight) -> float:
             weight.grad = torch.ones(3, 2)
-            return weight.sum()
+            return 1.0
 
         # One that cannot be tried like this is looked at when units are removed.
         with contextlib.suppress(Exception):

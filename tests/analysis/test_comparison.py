@@ -137,7 +137,7 @@ def test_of_the_standard_perturbations_those_that_the_world_knows(runs, capsys):
     (found,) = compare(["a"], Protocol(episodes=1, plans=0, perturbations=STANDARD), CPU)
     assert list(found.result["perturbed"]) == ["noise=0.01", "noise=0.05", "delay=1", "delay=2"]
     assert "MuJoCo does not simulate Pendulum-v1: its masses" in capsys.readouterr().err
-    with pytest.raises(UserError, match="^mass=2: MuJoCo does not simulate Pendulum-v1"):
+    with pytest.raises(UserError, match=r"^mass=2: MuJoCo does not simulate Pendulum-v1"):
         compare(["a"], Protocol(perturbations=(Perturbation("mass", 2),)), CPU)
 
 

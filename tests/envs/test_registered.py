@@ -178,7 +178,7 @@ def test_a_reward_beyond_float32_is_not_finite(register):
 
     env = make_env(register(Huge))
     env.reset(seed=1)
-    with pytest.raises(SimulatorError, match="gave a reward that is not finite in step 1 of an episode$"):
+    with pytest.raises(SimulatorError, match=r"gave a reward that is not finite in step 1 of an episode$"):
         env.step(np.float32([0, 0]))
 
 
@@ -288,7 +288,7 @@ def test_a_name_without_its_version(register, monkeypatch):
     with pytest.raises(UnknownTaskError, match="All 62"):
         find_task("Robot")
     monkeypatch.setenv(VARIABLE, "math")
-    with pytest.raises(UnknownTaskError, match="^unknown task 'Robot': did you mean Robot-v0"):
+    with pytest.raises(UnknownTaskError, match=r"^unknown task 'Robot': did you mean Robot-v0"):
         find_task("Robot")
     with pytest.raises(UnknownTaskError, match="All 62"):
         find_task("Ant-v4x")

@@ -106,7 +106,11 @@ STATES = {
     "a seed below 0": (["seed"], -1, "seed"),
     "a seed that is a word": (["seed"], "1", "seed"),
     "a task that is a path": (["task"], "../../../etc/passwd", "unknown task"),
-    "somebody's own task": (["task"], "Robot-v0", "learned Robot-v0, which is no task here: .*name the module"),
+    "somebody's own task": (
+        ["task"],
+        "Robot-v0",
+        "learned Robot-v0, which is no task here: .*name the module",
+    ),
     "a task that is markup": (["task"], "<script>alert(1)</script>", "unknown task"),
     "a task that a terminal obeys": (["task"], "\x1b]0;owned\x07\x1b[2J", "unknown task"),
     "a task that is half a letter": (["task"], "\ud800", "task: Input should be a valid string"),

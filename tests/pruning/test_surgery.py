@@ -414,7 +414,9 @@ def test_a_width_that_no_trace_shows_is_found_before_anything_is_learned(net):
     agent = alone(net())
     before = fingerprint(agent)
     config = PruneConfig(sparsity=0.2)
-    with pytest.raises(TraceError, match=r"^net.up cannot lose a unit: .* must match the size .* as wide as net.up"):
+    with pytest.raises(
+        TraceError, match=r"^net.up cannot lose a unit: .* must match the size .* as wide as net.up"
+    ):
         Pruner(agent, config, config.schedule_over(1000))
     assert fingerprint(agent) == before
 

@@ -58,7 +58,10 @@ WRONG = {
     "unknown task, version 4": (["train", "InvertedPendulum-v4"], "InvertedPendulum-v5"),
     "unknown task, nothing near": (["train", "qqqqqq"], "python -m envs"),
     "unknown setting": ([*TASK, "--agent.hiden-dim", "3"], "--agent.hidden-dim"),
-    "unknown setting of an autoencoder": (["train", "autoencoder", "--epochs", "3"], "train autoencoder --help lists"),
+    "unknown setting of an autoencoder": (
+        ["train", "autoencoder", "--epochs", "3"],
+        "train autoencoder --help lists",
+    ),
     "a preset of an autoencoder": (["train", "autoencoder", "--preset", "debug"], "leave --preset out"),
     "an option of another verb": (["report", "runs", "--out", "page", "--steps", "3"], "report --help lists"),
     "unknown setting, nothing near": ([*TASK, "--qqqqqqqq", "3"], "--qqqqqqqq"),

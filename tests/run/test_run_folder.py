@@ -354,7 +354,7 @@ def test_a_pruned_run_that_is_to_be_longer_is_told_how(folder):
     write_json(stored.config, {"config": to_json(now)})
     with pytest.raises(UserError, match=rf"--run-dir \(to go on after its end, --init-from {folder}\)$"):
         stored.check(replace(now, steps=90_000))
-    with pytest.raises(UserError, match="choose another --run-dir$"):
+    with pytest.raises(UserError, match=r"choose another --run-dir$"):
         stored.check(replace(now, steps=90_000, seed=7))
 
 
