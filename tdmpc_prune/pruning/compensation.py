@@ -5,8 +5,8 @@ goes, the layers that read it take that function over: their other columns and t
 columns that they lose, by least squares on real inputs. So do He et al. (2017, arXiv 1707.06168) with channels of
 convolutions; here it is done for all groups at once, the coupling ones too, and while the network learns.
 
-Where LayerNorm stands before a layer, its other inputs change, too: they are normalised over fewer. In one and the same
-`nn.Sequential` that is known before it happens, and taken over likewise; elsewhere it is not looked into.
+Where a norm over units stands before a layer, its other inputs change, too: they are normalised over fewer. In one and
+the same `nn.Sequential` that is known before it happens, and taken over likewise; elsewhere it is not looked into.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from tdmpc_prune.pruning.groups import Group, Prunable
+from tdmpc_prune.pruning.layers import NORMS
 
 BATCHES = 2
 """Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
@@ -134,10 +135,10 @@ class _Reader:
 
 
 class _NormalisedReader(_Reader):
-    """One that reads what LayerNorm has normalised: over fewer, what stays will be other numbers."""
+    """One that reads what a norm has normalised: over fewer, what stays will be other numbers."""
 
     def __init__(
-        self, module: nn.Module, lost: Tensor, norm: nn.LayerNorm, between: Sequence[nn.Module]
+        self, module: nn.Module, lost: Tensor, norm: nn.LayerNorm | nn.RMSNorm, between: Sequence[nn.Module]
     ) -> None:
         super().__init__(module, lost)
         self.norm, self.between = norm, between
@@ -157,9 +158,13 @@ class _NormalisedReader(_Reader):
 
     def _expect(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Works out what will be left [N, K] of its next inputs."""
-        norm = self.norm
-        scale, shift = (None if p is None else p[self.kept] for p in (norm.weight, norm.bias))
-        x = F.layer_norm(inputs[0][..., self.kept], (len(self.kept),), scale, shift, norm.eps)
+        norm, left = self.norm, (len(self.kept),)
+        scale = None if norm.weight is None else norm.weight[self.kept]
+        x = inputs[0][..., self.kept]
+        if isinstance(norm, nn.RMSNorm):
+            x = F.rms_norm(x, left, scale, norm.eps)
+        else:
+            x = F.layer_norm(x, left, scale, None if norm.bias is None else norm.bias[self.kept], norm.eps)
         for module in self.between:
             x = module(x)
         self._left = rows(x)
@@ -216,8 +221,10 @@ def watching(agent: Prunable) -> Iterator[list[RemovableHandle]]:
             module.training = True
 
 
-def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[nn.Module]] | None:
-    """LayerNorm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no state."""
+def _norm_before(
+    component: nn.Module, layer: str
+) -> tuple[nn.LayerNorm | nn.RMSNorm, list[nn.Module]] | None:
+    """The norm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no state."""
     path, _, name = layer.rpartition(".")
     parent = component.get_submodule(path)
     if not isinstance(parent, nn.Sequential):
@@ -226,7 +233,7 @@ def _norm_before(component: nn.Module, layer: str) -> tuple[nn.LayerNorm, list[n
     width = parent.get_parameter(f"{name}.weight").shape[1]
     between: list[nn.Module] = []
     for module in reversed(list(parent)[: list(modules).index(name)]):
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, NORMS):
             return (module, between[::-1]) if module.normalized_shape == (width,) else None
         if module.state_dict():
             return None

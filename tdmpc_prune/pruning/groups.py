@@ -17,6 +17,8 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from tdmpc_prune.pruning.layers import ENTRYWISE, FOLLOWED, PRUNABLE, entries, one_for_all
+
 COUPLING_NAME = "latent"
 
 
@@ -50,7 +52,8 @@ Role = Literal["out", "in", "norm"]
 
 @dataclass(frozen=True)
 class Member:
-    """One layer's part in a group: rows it produces (`out`), columns it reads (`in`), entries it scales (`norm`)."""
+    """One layer's part in a group: rows it produces (`out`), columns it reads (`in`), entries that it normalises or
+    scales (`norm`)."""
 
     component: str
     layer: str
@@ -66,7 +69,7 @@ class Member:
             yield "weight", self.module.weight, 1  # type: ignore[misc]
             return
         for name in ("weight", "bias"):
-            parameter = getattr(self.module, name)
+            parameter = getattr(self.module, name, None)
             if parameter is not None:
                 yield name, parameter, 0
 
@@ -111,7 +114,7 @@ def find_groups(agent: Prunable) -> list[Group]:
         module: (name, path)
         for name, component in components.items()
         for path, module in component.named_modules()
-        if isinstance(module, nn.Linear | nn.LayerNorm) or not list(module.children())
+        if isinstance(module, PRUNABLE) or not list(module.children())
     }
     with _undisturbed(components):
         graph, called = _trace(components, agent.trace)
@@ -128,7 +131,7 @@ def _groups(
 ) -> list[Group]:
     missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
     if unknown := [m for m in missing if m in called]:
-        if isinstance(unknown[0], nn.Linear | nn.LayerNorm):
+        if isinstance(unknown[0], PRUNABLE):
             raise TraceError(
                 f"trace() leads through {_place(*places[unknown[0]])} without gradients: no detach and no no_grad "
                 "between a layer and what is returned"
@@ -164,7 +167,8 @@ def _listed(modules: Sequence[nn.Module], places: Mapping[nn.Module, tuple[str, 
 
 def _no_unit_layer(module: nn.Module, places: Mapping[nn.Module, tuple[str, str]]) -> str:
     kind = type(module).__name__
-    return f"{_place(*places[module])} is a {kind}: units of Linear and LayerNorm can be removed"
+    followed = ", ".join(layer.__name__ for layer in ENTRYWISE)
+    return f"{_place(*places[module])} is a {kind}: units of Linear can be removed, with their entries in {followed}"
 
 
 def _place(component: str, path: str) -> str:
@@ -216,6 +220,7 @@ def _trace(
             nn.ModuleList(components.values()),
             example_inputs=torch.zeros(1),
             forward_fn=lambda *_: trace(),
+            customized_pruners=FOLLOWED,
             verbose=False,
         )
     except Exception as error:
@@ -258,7 +263,7 @@ def _check_position(
         index = expected.get((module, "norm")) or expected[module, "out"]
         return output.index_fill(-1, torch.tensor(sorted(index), device=output.device), torch.nan)
 
-    layers = [module for module in places if isinstance(module, nn.Linear | nn.LayerNorm)]
+    layers = [module for module in places if isinstance(module, PRUNABLE) and not one_for_all(module)]
     writers = [m.module for m in group.members if m.role != "in"]
     hooks = [module.register_forward_pre_hook(read) for module in layers]
     hooks += [module.register_forward_hook(write) for module in writers]
@@ -285,7 +290,9 @@ def _misplaced(group: str, unit: int, reader: str, arrived: set[int], expected: 
     """Says what a marked unit arriving elsewhere means."""
     found = ", ".join(map(str, sorted(arrived)[:3])) + (", ..." if len(arrived) > 3 else "")
     if len(arrived) > len(expected):
-        why = "what comes between them mixes units (softmax, a mean, a norm that is no nn.LayerNorm): only layers may"
+        why = (
+            "what comes between them mixes units (softmax, a mean, a norm that is no layer): only layers may"
+        )
     elif arrived:
         why = "between them units change places (flip, sort) or follow constants: torch.cat takes units first"
     else:
@@ -311,13 +318,17 @@ def _members(
         reads = graph.is_in_channel_pruning_fn(dependency.handler)
         if isinstance(module, nn.Linear):
             role: Role = "in" if reads else "out"
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, ENTRYWISE):
+            if one_for_all(module):
+                continue
+            if entries(module) != len(index):
+                raise TraceError(f"{_place(*places[module])} has entries for other than units: {module}")
             role = "norm"
         elif not list(module.parameters(recurse=False)):
             continue
         else:
             raise TraceError(_no_unit_layer(module, places))
-        if any(not isinstance(getattr(module, n), nn.Parameter | None) for n in ("weight", "bias")):
+        if any(not isinstance(getattr(module, n, None), nn.Parameter | None) for n in ("weight", "bias")):
             raise TraceError(
                 f"{_place(*places[module])} is reparametrised: units of plain layers can be removed"
             )

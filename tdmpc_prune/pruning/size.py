@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tdmpc_prune.pruning.groups import Group
+from tdmpc_prune.pruning.layers import ENTRYWISE, entries
 
 Ints = NDArray[np.int64]
 
@@ -94,6 +95,6 @@ def _shape(layer: nn.Module) -> tuple[int, int, int]:
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features, int(layer.bias is not None)
     own = list(layer.parameters(recurse=False))
-    if isinstance(layer, nn.LayerNorm):
-        return int(np.prod(layer.normalized_shape)), len(own), 0
+    if isinstance(layer, ENTRYWISE):
+        return entries(layer), len(own), 0
     return sum(p.numel() for p in own), 1, 0

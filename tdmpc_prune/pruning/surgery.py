@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tdmpc_prune.pruning.compensation import StandIns, taken_over
 from tdmpc_prune.pruning.groups import Group, Prunable, TraceError, find_groups
+from tdmpc_prune.pruning.layers import ENTRYWISE, entries, record, statistics
 
 Removal = Mapping[str, Tensor]
 """Units to remove, by group: positions among the units that are left."""
@@ -56,8 +57,8 @@ def check_removable(agent: Prunable, groups: Sequence[Group]) -> None:
             if error_of_one := _fault(agent, groups, [group]):
                 raise TraceError(
                     f"{group.name} cannot lose a unit: {error_of_one}. Is there a buffer or a constant as wide as "
-                    f"{group.name}? Put what it does into a layer (nn.Linear, nn.LayerNorm), or let it be one number "
-                    "for all units"
+                    f"{group.name}? Put what it does into a layer (nn.Linear, nn.LayerNorm, ...), or let it be one "
+                    "number for all units"
                 )
         raise error
 
@@ -115,11 +116,15 @@ def _cut(
             replaced[old] = new, cuts
     # A layer's own record of its sizes follows.
     for group in groups:
-        lost = len(removal.get(group.name, torch.empty(0)).unique())
-        for member in group.members if lost else ():
+        for member in group.members if len(removal.get(group.name, ())) else ():
             for module in _modules(copies, member.component, member.layer):
-                if isinstance(module, nn.LayerNorm):
-                    change(module, "normalized_shape", (module.normalized_shape[0] - lost,))
+                if isinstance(module, ENTRYWISE):
+                    stays = torch.ones(entries(module), dtype=torch.bool)
+                    stays[member.index[removal[group.name].cpu()]] = False
+                    for name, seen in statistics(module):
+                        change(module, name, _select(seen, {0: stays.nonzero().squeeze(1)}))
+                    for name, noted in record(module, int(stays.sum())).items():
+                        change(module, name, noted)
                 elif isinstance(module, nn.Linear):
                     rows, columns = module.weight.shape
                     change(module, "out_features", rows)

@@ -164,7 +164,46 @@ def test_what_is_nearly_dead_is_no_stand_in_for_what_is_alive():
     assert found.fit(RIDGE)[0].abs().max() < 0.1
 
 
-# After LayerNorm
+# After a norm
+
+
+def test_inputs_scaled_over_fewer_units_are_what_a_layer_fits():
+    """By hand, of RMSNorm: as below."""
+    net, x = nn.Sequential(nn.Linear(3, 6), nn.RMSNorm(6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(400, 3)
+    nn.init.uniform_(net[1].weight, 0.5, 2.0)
+    agent = alone(net)
+    groups, removal = find_groups(agent), {"net.0": LOST}
+    with torch.no_grad():
+        said = net(x).numpy()
+        h = net[0](x)[:, KEPT]
+        left = (h / (h.square().mean(-1, keepdim=True) + 1.2e-7).sqrt() * net[1].weight[KEPT]).tanh().numpy()
+    remove_units(agent, groups, removal, stand_ins(agent, groups, removal, lambda: net(x), PLAIN))
+    design = np.column_stack([left, np.ones(400)])
+    solution = np.linalg.lstsq(design, said, rcond=None)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(net(x), design @ solution, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(6), nn.PReLU(6)], ids=["batch norm", "slopes"])
+def test_what_treats_every_unit_alone_is_taken_as_it_is(layer):
+    """By hand: numpy's regression of what all units said on what those that stay say."""
+    net, x = nn.Sequential(nn.Linear(3, 6), layer, nn.Tanh(), nn.Linear(6, 2)), torch.randn(400, 3)
+    with torch.no_grad():
+        net(x)  # batches were seen
+        for p in layer.parameters():
+            p.uniform_(0.1, 2.0)
+        said, left = net.eval()(x).numpy(), net[:3](x)[:, KEPT].numpy()
+        net.train()
+    agent = alone(net)
+    groups, removal = find_groups(agent), {"net.0": LOST}
+    statistics = [buffer.clone() for buffer in net.buffers()]
+    found = stand_ins(agent, groups, removal, lambda: net(x), PLAIN)
+    assert all(map(torch.equal, statistics, net.buffers()))
+    remove_units(agent, groups, removal, found)
+    design = np.column_stack([left, np.ones(400)])
+    solution = np.linalg.lstsq(design, said, rcond=None)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(net.eval()(x), design @ solution, atol=1e-3)
 
 
 def normalised(between=nn.Tanh) -> nn.Sequential:

@@ -217,6 +217,23 @@ def test_layers_without_a_bias():
     assert group.unit_parameters == 3 + 1 + 2
 
 
+@pytest.mark.parametrize(
+    "layer", [nn.LayerNorm(4), nn.RMSNorm(4), nn.BatchNorm1d(4), nn.PReLU(4)], ids=lambda x: type(x).__name__
+)
+def test_what_has_an_entry_a_unit_is_a_member(layer):
+    net = nn.Sequential(nn.Linear(3, 4), layer, nn.ELU(), nn.Linear(4, 2))
+    (group,) = find_groups(alone(net))
+    assert places(group) == [("net", "0", "out"), ("net", "1", "norm"), ("net", "3", "in")]
+    assert group.members[1].index.tolist() == [0, 1, 2, 3]
+    own = sum(p.numel() for p in layer.parameters()) // 4
+    assert group.unit_parameters == 3 + 1 + own + 2
+
+
+def test_one_slope_for_all_is_nobodys():
+    (group,) = find_groups(alone(nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))))
+    assert places(group) == [("net", "0", "out"), ("net", "2", "in")]
+
+
 def test_components_may_have_any_name():
     values, dotted = nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 5)), nn.Linear(5, 1)
     nets = {"values": values, "a.b": dotted}
@@ -274,7 +291,7 @@ class Twice(nn.Module):
 @pytest.mark.parametrize(
     ("net", "reason"),
     [
-        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)), "net.1 is a BatchNorm1d"),
+        (nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 2)), "net.1 is a GroupNorm"),
         (
             nn.Sequential(
                 *(nn.Linear(3, 4), nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 4, 3)),
@@ -282,7 +299,10 @@ class Twice(nn.Module):
             ),
             "net.2 is a Conv1d",
         ),
-        (nn.Sequential(nn.Linear(3, 4), nn.PReLU(4), nn.Linear(4, 2)), "net.1 is a PReLU"),
+        (
+            nn.Sequential(nn.Linear(3, 4), nn.LayerNorm([2, 4]), nn.Linear(4, 2)),
+            r"net.1 has entries for other than units: LayerNorm\(\(2, 4\)",
+        ),
         (nn.Sequential(spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)), "net.0 is reparametrised"),
         (Bare(), r"net.up meets a bare nn.Parameter \[4\]"),
         (Twice(), "net.down does not follow net.up unit by unit"),
@@ -394,7 +414,7 @@ def test_a_component_or_a_layer_that_the_trace_leaves_out_is_refused():
     with pytest.raises(TraceError, match=r"lead through body.3.aux \(Linear\): every layer"):
         find_groups(Foreign(trace, body=body))
     memory = nn.GRUCell(3, 4)
-    with pytest.raises(TraceError, match="memory is a GRUCell: units of Linear and LayerNorm can be removed"):
+    with pytest.raises(TraceError, match="memory is a GRUCell: units of Linear can be removed, with"):
         find_groups(Foreign(lambda: [head(memory(torch.zeros(1, 3)))], memory=memory, head=head))
 
 

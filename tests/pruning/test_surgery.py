@@ -14,6 +14,7 @@ from torch import nn
 from tdmpc_prune.pruning import surgery
 from tdmpc_prune.pruning.config import PruneConfig
 from tdmpc_prune.pruning.groups import TraceError, find_groups
+from tdmpc_prune.pruning.layers import UNITWISE, entries
 from tdmpc_prune.pruning.pruner import Pruner
 from tdmpc_prune.pruning.size import SizeModel
 from tdmpc_prune.pruning.surgery import (
@@ -475,20 +476,23 @@ class Block(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm over the units of a mask alone, zero elsewhere: what removal must amount to."""
+    """A norm over the units of a mask alone, or what treats every unit alone; zero elsewhere. So is a removal."""
 
     def __init__(self, norm, stays):
         super().__init__()
         self.norm, self.stays = norm, stays
 
     def forward(self, x):
-        n = self.stays.sum()
-        mean = (x * self.stays).sum(-1, keepdim=True) / n
+        if isinstance(self.norm, UNITWISE):
+            return self.norm(x) * self.stays
+        n, rms = self.stays.sum(), isinstance(self.norm, nn.RMSNorm)
+        mean = 0 if rms else (x * self.stays).sum(-1, keepdim=True) / n
         variance = ((x - mean).square() * self.stays).sum(-1, keepdim=True) / n
-        y = (x - mean) / (variance + self.norm.eps).sqrt()
+        eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps
+        y = (x - mean) / (variance + eps).sqrt()
         if self.norm.weight is not None:
             y = y * self.norm.weight
-        if self.norm.bias is not None:
+        if getattr(self.norm, "bias", None) is not None:
             y = y + self.norm.bias
         return y * self.stays
 
@@ -500,8 +504,15 @@ def networks(draw, inputs, outputs):
         hidden, act = draw(st.integers(2, 7)), draw(st.sampled_from(ACTIVATIONS))
         layers.append(nn.Linear(width, hidden, bias=draw(st.booleans())))
         affine, bias = draw(st.booleans()), draw(st.booleans())
-        if draw(st.booleans()):
-            layers.append(nn.LayerNorm(hidden, elementwise_affine=affine, bias=bias))
+        entrywise = {
+            "none": [],
+            "layer": [nn.LayerNorm(hidden, elementwise_affine=affine, bias=bias)],
+            "rms": [nn.RMSNorm(hidden, elementwise_affine=affine)],
+            "batch": [nn.BatchNorm1d(hidden, affine=affine, track_running_stats=True)],
+            "slopes": [nn.PReLU(hidden)],
+            "one slope": [nn.PReLU()],
+        }
+        layers += entrywise[draw(st.sampled_from(list(entrywise)))]
         layers.append(act())
         if draw(st.booleans()):
             layers.append(Block(hidden, draw(st.integers(2, 5)), act))
@@ -573,7 +584,7 @@ def masked(agent, groups, removal):
             if m.role == "in":
                 layer.weight.data[:, m.index[removal[group.name]]] = 0
             if m.role == "norm":
-                keep = stays.setdefault((m.component, m.layer), torch.ones(layer.normalized_shape[0]))
+                keep = stays.setdefault((m.component, m.layer), torch.ones(entries(layer)))
                 keep[m.index[removal[group.name]]] = 0
     for (component, path), keep in stays.items():
         parent, _, name = path.rpartition(".")
@@ -595,11 +606,15 @@ def test_any_agent_computes_what_it_did_with_its_units_masked(agent, data):
     former = [(name, path, p) for name, net in agent.nets.items() for path, p in net.named_parameters()]
     moments = {p: deepcopy(state) for p, state in optimizer.state.items()}
     mirrors = deepcopy(agent.mirrors()[0])
+    for net in agent.nets.values():
+        net.eval()  # by what batches had seen, not by these
     with torch.no_grad():
         expected = agent.run(masked(agent, groups, removal), seed=7, steps=4)
     left = remove_units(agent, groups, removal)
     with torch.no_grad():
         outputs = agent.run(agent.nets, seed=7, steps=4)
+    for net in agent.nets.values():
+        net.train()
     torch.testing.assert_close(outputs, expected, rtol=1e-9, atol=1e-9)
     assert [(g.name, g.units) for g in left] == [(g.name, g.units - len(removal[g.name])) for g in groups]
     assert sum(p.numel() for net in agent.nets.values() for p in net.parameters()) == size.parameters(
@@ -619,6 +634,26 @@ def test_any_agent_computes_what_it_did_with_its_units_masked(agent, data):
     assert len(optimizer.state) == len(former) == len(optimizer.param_groups[0]["params"])
     learn(agent)
     assert all(torch.isfinite(p).all() for net in agent.nets.values() for p in net.parameters())
+
+
+def test_statistics_of_a_batch_follow_in_networks_and_targets():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    target = deepcopy(net)
+    net(torch.randn(9, 3))
+    before = net[1].running_mean.clone(), net[1].running_var.clone()
+    agent = Foreign(
+        lambda: [net(torch.zeros(2, 3))], [{"net": target}], [torch.optim.SGD(net.parameters())], net=net
+    )
+    remove_units(agent, find_groups(agent), {"net.0": torch.tensor([0, 2])})
+    for found, was in zip((net[1].running_mean, net[1].running_var), before, strict=True):
+        assert torch.equal(found, was[[1, 3]])
+    assert net[1].num_features == target[1].num_features == 2
+    assert set(dict(net.named_buffers())) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert torch.equal(target[1].running_var, torch.ones(2))
+    new = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    cut_to(Foreign(lambda: [new(torch.zeros(2, 3))], net=new), {"net.0": 2})
+    new.load_state_dict(net.state_dict())
+    torch.testing.assert_close(new.eval()(torch.ones(2, 3)), net.eval()(torch.ones(2, 3)), rtol=0, atol=0)
 
 
 def test_a_layer_that_reads_two_groups_loses_the_columns_of_each():
