@@ -11,6 +11,7 @@ import importlib
 import math
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -38,19 +39,28 @@ def is_registered(env_id: str) -> bool:
     """
     _import_modules()
     spec = gymnasium.registry.get(env_id)
-    ours = ("envs.registration", "gymnasium.envs.mujoco")
-    return spec is not None and not str(spec.entry_point).startswith(ours)
+    return spec is not None and not _made_by(spec).startswith(("envs.registration", "gymnasium.envs.mujoco"))
+
+
+def _made_by(spec: EnvSpec) -> str:
+    """The module of its maker."""
+    maker = spec.entry_point
+    return maker if isinstance(maker, str) else getattr(maker, "__module__", "")
 
 
 def with_version(name: str) -> str | None:
-    """The newest environment of one's own that is called so but for its version, e.g. `MyRobot-v0` of `MyRobot`.
+    """The newest version of an environment of one's own, e.g. `MyRobot-v2` of `MyRobot`.
 
     Raises:
         SimulatorError: a module of `TDMPC_PRUNE_ENVS` cannot be imported.
     """
     _import_modules()
-    named = [env_id for env_id in gymnasium.registry if env_id.startswith(f"{name}-v")]
-    return next(filter(is_registered, reversed(named)), None)
+    versions = [
+        (spec.version, env_id)
+        for env_id, spec in gymnasium.registry.items()
+        if env_id == f"{name}-v{spec.version}" and not _made_by(spec).startswith("gymnasium.")
+    ]
+    return max(versions)[1] if versions else None
 
 
 def make_registered(env_id: str, *, render_mode: str | None = None) -> Env:
@@ -114,8 +124,10 @@ def _import_modules() -> None:
         if name in sys.modules:
             continue
         if name.endswith(".py"):
-            module = name.removesuffix(".py").replace("/", ".").replace("\\", ".").lstrip(".")
-            raise SimulatorError(f"{VARIABLE}={name} is a file: give the module's name, {module}")
+            raise SimulatorError(
+                f"{VARIABLE}={name} is a file: give the name of a module, {Path(name).stem}, and have its folder in "
+                "PYTHONPATH, or stand in it"
+            )
         if (here := os.getcwd()) not in sys.path:  # last: it hides nothing
             sys.path.append(here)
         with in_one_line(f"{VARIABLE}={name}: the module cannot be imported:"):

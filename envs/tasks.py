@@ -141,15 +141,20 @@ def find_task(name: str) -> Task:
 
         if is_registered(name):
             return Task(name, "registered", name, "", 1)
-    if os.environ.get(VARIABLE) and not _VERSIONED.search(name):
-        from envs.registered import with_version
-
-        if own := with_version(name):
-            raise UnknownTaskError(f"unknown task {name!r}: did you mean {own}?")
     close = difflib.get_close_matches(_key(name), _ALIASES, n=5, cutoff=0.5)
-    nearest = list(dict.fromkeys(_ALIASES[key] for key in close))[:3]
+    nearest = list(dict.fromkeys([*_own(name), *(_ALIASES[key] for key in close)]))[:3]
     hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
     raise UnknownTaskError(
         f"unknown task {name!r}: {hint}All {len(TASKS)} are listed by `python -m envs`; "
         f"{VARIABLE}=MODULE adds your own."
     )
+
+
+def _own(name: str) -> list[str]:
+    """An environment of one's own of this name and another version, if modules were named that register some."""
+    if not os.environ.get(VARIABLE):
+        return []
+    from envs.registered import with_version
+
+    own = with_version(_VERSIONED.sub("", name))
+    return [own] if own else []

@@ -68,7 +68,7 @@ class Checked(Wrapper, RecordConstructorArgs):
 
     def step(self, action: np.ndarray) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         self._steps += 1
-        place = f"in step {self._steps} of an episode"
+        place = f"in agent step {self._steps} of an episode"
         with in_one_line(f"the simulator failed {place} with"):
             observation, reward, terminated, truncated, info = self.env.step(action)
         _check_finite("an observation", observation, place)

@@ -171,9 +171,10 @@ def load_agent(path: Path, device: torch.device) -> StoredAgent:
     checkpoint = find(path)
     with readable(checkpoint):
         task = str(_read_own(checkpoint)["task"])
-        if task == AUTOENCODER:
-            raise UserError(f"{path} holds an autoencoder: give the run of a control task")
-        _check_known(task, path)
+    if task == AUTOENCODER:
+        raise UserError(f"{path} holds an autoencoder: give the run of a control task")
+    _check_known(task, path)
+    with readable(checkpoint):
         state = read_state(checkpoint)
         agent = TDMPC(
             TypeAdapter(TDMPCConfig).validate_python(state["agent"]),

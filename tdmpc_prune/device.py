@@ -47,12 +47,12 @@ def set_deterministic(on: bool) -> None:
 def set_threads(threads: int) -> None:
     """Prepares the CPU: PyTorch's threads.
 
-    0: as many as OMP_NUM_THREADS says, which PyTorch has read; where it is not set, one per core that this process
-    may use, at most 4: these networks are small, and more threads wait for each other more than they compute.
+    0: as many as OMP_NUM_THREADS says; where it is not set, one per core that this process may use, at most 4: these
+    networks are small, and more threads wait for each other more than they compute.
     """
     _keep_memory()
-    if not threads and os.environ.get("OMP_NUM_THREADS"):
-        return
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    threads = threads or (int(said) if said.isdecimal() else 0)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     torch.set_num_threads(threads or min(cores, MOST_THREADS))

@@ -68,8 +68,8 @@ def building(memory: str) -> Iterator[None]:
 def simulator_line(place: str, error: SimulatorError) -> str:
     """Says what the simulator did, and what can be done about it."""
     return (
-        f"{place}: {error}; {AGAIN}. If it comes back, mend the environment, or choose another --seed, and a "
-        "--run-dir for it"
+        f"{place}: {error}; {AGAIN}. If it comes back, mend the environment if it is your own, or choose "
+        "another --seed, and a --run-dir for it"
     )
 
 

@@ -184,11 +184,9 @@ class RunFolder:
             if key.split(".")[0] not in free and stored.get(key) != wanted.get(key)
         ]
         if differing:
-            only_longer = [text.split()[0] for text in differing] == ["steps"]
-            longer = f" (to go on after its end, --init-from {self.path})" if only_longer else ""
             raise UserError(
                 f"{self.path} holds a run with other settings: {', '.join(differing[:4])}"
-                f"{' and more' if len(differing) > 4 else ''}; choose another --run-dir{longer}"
+                f"{' and more' if len(differing) > 4 else ''}; choose another --run-dir"
             )
 
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from tdmpc_prune.pruning.groups import Group, Prunable
-from tdmpc_prune.pruning.layers import NORMS
+from tdmpc_prune.pruning.groups import Group, Prunable, eager
+from tdmpc_prune.pruning.layers import ENTRYWISE, NORMS, UNITWISE, on_units
 
 BATCHES = 2
 """Replay batches that a run compensates on: at laptop size some 2,500 steps for 128 inputs. More bring little."""
@@ -116,10 +115,15 @@ class _Reader:
         stays[lost] = False
         self.missing, self.kept = lost, stays.nonzero().squeeze(1)
         self.seen = Regression()
+        self.reached = False
 
     def listen(self) -> list[RemovableHandle]:
         """Sees what it reads, from now on."""
-        return [self.module.register_forward_pre_hook(lambda _, inputs: self.see(rows(inputs[0])))]
+        return [self.module.register_forward_pre_hook(self._reach)]
+
+    def _reach(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.reached = True
+        self.see(rows(inputs[0]))
 
     def see(self, x: Tensor) -> None:
         """Takes inputs [N, I] into account."""
@@ -158,16 +162,10 @@ class _NormalisedReader(_Reader):
 
     def _expect(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Works out what will be left [N, K] of its next inputs."""
-        norm, left = self.norm, (len(self.kept),)
-        scale = None if norm.weight is None else norm.weight[self.kept]
-        x = inputs[0][..., self.kept]
-        if isinstance(norm, nn.RMSNorm):
-            x = F.rms_norm(x, left, scale, norm.eps)
-        else:
-            x = F.layer_norm(x, left, scale, None if norm.bias is None else norm.bias[self.kept], norm.eps)
-        for module in self.between:
-            x = module(x)
-        self._left = rows(x)
+        x = rows(inputs[0])[:, self.kept]
+        for module in (self.norm, *self.between):
+            x = on_units(module, x, self.kept) if isinstance(module, ENTRYWISE) else module(x)
+        self._left = x
 
 
 @torch.no_grad()
@@ -188,6 +186,9 @@ def stand_ins(
         removal: units to remove, by group.
         forward: runs the components on real data.
         ridge: of the fit (see `Regression.fit`); more than 0.
+
+    Raises:
+        ValueError: `forward` reaches none of these layers.
     """
     components = agent.components()
     readers: dict[Place, _Reader] = {}
@@ -201,19 +202,24 @@ def stand_ins(
         with watching(agent) as hooks:
             hooks += [hook for reader in readers.values() for hook in reader.listen()]
             forward()
+        if not any(reader.reached for reader in readers.values()):
+            names = ", ".join(".".join(filter(None, place)) for place in readers)
+            raise ValueError(f"forward runs none of the layers that are to take over: {names}")
     return {place: reader.stand_in(ridge) for place, reader in readers.items() if reader.seen.finite}
 
 
 @contextmanager
 def watching(agent: Prunable) -> Iterator[list[RemovableHandle]]:
-    """A list for hooks, which are removed in the end; meanwhile nothing is dropped out."""
-    modules = [m for component in agent.components().values() for m in component.modules()]
+    """A list for hooks, which are removed in the end; meanwhile nothing is dropped out, and no statistics are made."""
+    copies = (agent.components(), *agent.mirrors())
+    modules = dict.fromkeys(m for copy in copies for component in copy.values() for m in component.modules())
     training = [m for m in modules if m.training]
     hooks: list[RemovableHandle] = []
     for module in training:
         module.training = False
     try:
-        yield hooks
+        with eager():
+            yield hooks
     finally:
         for hook in hooks:
             hook.remove()
@@ -224,7 +230,7 @@ def watching(agent: Prunable) -> Iterator[list[RemovableHandle]]:
 def _norm_before(
     component: nn.Module, layer: str
 ) -> tuple[nn.LayerNorm | nn.RMSNorm, list[nn.Module]] | None:
-    """The norm of a layer's inputs in the same `nn.Sequential`, and what stands between, which has no state."""
+    """The norm of a layer's inputs in the same `nn.Sequential`, and what stands between, which treats units alone."""
     path, _, name = layer.rpartition(".")
     parent = component.get_submodule(path)
     if not isinstance(parent, nn.Sequential):
@@ -235,7 +241,7 @@ def _norm_before(
     for module in reversed(list(parent)[: list(modules).index(name)]):
         if isinstance(module, NORMS):
             return (module, between[::-1]) if module.normalized_shape == (width,) else None
-        if module.state_dict():
+        if module.state_dict() and not isinstance(module, UNITWISE):
             return None
         between.append(module)
     return None

@@ -17,7 +17,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
-from tdmpc_prune.pruning.layers import ENTRYWISE, FOLLOWED, PRUNABLE, entries, one_for_all
+from tdmpc_prune.pruning.layers import ENTRYWISE, PRUNABLE, entries, followed, one_for_all
 
 COUPLING_NAME = "latent"
 
@@ -129,7 +129,13 @@ def _groups(
     places: Mapping[nn.Module, tuple[str, str]],
     called: set[nn.Module],
 ) -> list[Group]:
-    missing = [m for m in places if m not in graph.module2node and list(m.parameters(recurse=False))]
+    missing = [
+        m
+        for m in places
+        if m not in graph.module2node
+        and list(m.parameters(recurse=False))
+        and not (one_for_all(m) and m in called)
+    ]
     if unknown := [m for m in missing if m in called]:
         if isinstance(unknown[0], PRUNABLE):
             raise TraceError(
@@ -190,7 +196,7 @@ def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
     frozen = [p for p in holder.parameters() if not p.requires_grad]
     holder.eval().requires_grad_(True)  # the graph is read off the gradients' path
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]), _eager():
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), eager():
             yield
     finally:
         for module, mode in modes.items():
@@ -199,8 +205,8 @@ def _undisturbed(components: Mapping[str, nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _eager() -> contextlib.AbstractContextManager[object]:
-    """Has what torch.compile has compiled run as it was written: the compiler cannot follow a graph being traced."""
+def eager() -> contextlib.AbstractContextManager[object]:
+    """Has what torch.compile has compiled run as it was written: what is compiled knows nothing of hooks."""
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes a second
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
@@ -214,13 +220,17 @@ def _trace(
     called: set[nn.Module] = set()
     modules = {module for component in components.values() for module in component.modules()}
     hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in modules]
+    # As a module it would tie all layers that it follows: one instance often serves many.
+    slopes = [module for module in modules if one_for_all(module)]
+    hooks += [module.register_forward_hook(_like_leaky_relu) for module in slopes]
     try:
         trace()  # what it raises must not leave torch-pruning's hooks behind
         graph.build_dependency(
             nn.ModuleList(components.values()),
             example_inputs=torch.zeros(1),
             forward_fn=lambda *_: trace(),
-            customized_pruners=FOLLOWED,
+            customized_pruners=followed(modules),
+            ignored_layers=slopes,
             verbose=False,
         )
     except Exception as error:
@@ -229,6 +239,10 @@ def _trace(
         for hook in hooks:
             hook.remove()
     return graph, called
+
+
+def _like_leaky_relu(module: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+    return nn.functional.leaky_relu(inputs[0], module.get_parameter("weight").item())
 
 
 def _check_positions(
@@ -253,6 +267,8 @@ def _check_position(
     arrived: dict[nn.Module, set[int]] = {module: set() for module in places}
 
     def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not inputs:
+            raise TraceError(f"{_place(*places[module])} gets its input by keyword: give it first, without")
         marked = inputs[0].isnan()
         if not marked.any():
             return inputs
@@ -291,7 +307,8 @@ def _misplaced(group: str, unit: int, reader: str, arrived: set[int], expected: 
     found = ", ".join(map(str, sorted(arrived)[:3])) + (", ..." if len(arrived) > 3 else "")
     if len(arrived) > len(expected):
         why = (
-            "what comes between them mixes units (softmax, a mean, a norm that is no layer): only layers may"
+            "what comes between them mixes units (softmax, a mean, a norm that is no layer), or they "
+            "are not on the last dimension: only layers may mix units"
         )
     elif arrived:
         why = "between them units change places (flip, sort) or follow constants: torch.cat takes units first"
@@ -319,10 +336,11 @@ def _members(
         if isinstance(module, nn.Linear):
             role: Role = "in" if reads else "out"
         elif isinstance(module, ENTRYWISE):
-            if one_for_all(module):
-                continue
-            if entries(module) != len(index):
-                raise TraceError(f"{_place(*places[module])} has entries for other than units: {module}")
+            if entries(module) != (len(index),):
+                raise TraceError(
+                    f"{_place(*places[module])} has other than an entry for each of {len(index)} units of "
+                    f"{_place(*places[producer])}: {module}. Give every layer a norm of its own, before any torch.cat"
+                )
             role = "norm"
         elif not list(module.parameters(recurse=False)):
             continue

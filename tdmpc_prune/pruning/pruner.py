@@ -385,11 +385,19 @@ def _check_components(agent: Prunable) -> None:
         isinstance(components, Mapping) and all(isinstance(m, nn.Module) for m in components.values()),
         f"components() gives a {type(components).__name__}: give a dictionary from names to modules",
     )
+    for copy in agent.mirrors():
+        for component, module in copy.items():
+            own = {name: p.shape for name, p in components[component].named_parameters()}
+            require(
+                {name: p.shape for name, p in module.named_parameters()} == own,
+                f"mirrors() gives a {component} whose parameters are not those of the component: it has to follow it "
+                "index by index",
+            )
 
 
 def _check_optimizers(agent: Prunable) -> None:
     """Refuses what would go on training former parameters, or some of the new ones not at all."""
-    optimizers, again = agent.optimizers(), agent.optimizers()
+    optimizers, again = list(agent.optimizers()), list(agent.optimizers())
     require(
         [id(one) for one in optimizers] == [id(one) for one in again],
         "optimizers() makes new ones at every call: give those that train the agent, whose moments have to follow",

@@ -96,5 +96,5 @@ def _shape(layer: nn.Module) -> tuple[int, int, int]:
         return layer.out_features, layer.in_features, int(layer.bias is not None)
     own = list(layer.parameters(recurse=False))
     if isinstance(layer, ENTRYWISE):
-        return entries(layer), len(own), 0
+        return int(np.prod(entries(layer))), len(own), 0
     return sum(p.numel() for p in own), 1, 0

@@ -56,9 +56,9 @@ def check_removable(agent: Prunable, groups: Sequence[Group]) -> None:
         for group in wide:
             if error_of_one := _fault(agent, groups, [group]):
                 raise TraceError(
-                    f"{group.name} cannot lose a unit: {error_of_one}. Is there a buffer or a constant as wide as "
-                    f"{group.name}? Put what it does into a layer (nn.Linear, nn.LayerNorm, ...), or let it be one "
-                    "number for all units"
+                    f"{group.name} cannot lose a unit: {error_of_one}. Is the width of {group.name} "
+                    "written down elsewhere, in a buffer, a constant, a reshape? Put that into a layer (nn.Linear, "
+                    "nn.LayerNorm, ...), or let it be one number for all units"
                 )
         raise error
 
@@ -119,7 +119,7 @@ def _cut(
         for member in group.members if len(removal.get(group.name, ())) else ():
             for module in _modules(copies, member.component, member.layer):
                 if isinstance(module, ENTRYWISE):
-                    stays = torch.ones(entries(module), dtype=torch.bool)
+                    stays = torch.ones(*entries(module), dtype=torch.bool)
                     stays[member.index[removal[group.name].cpu()]] = False
                     for name, seen in statistics(module):
                         change(module, name, _select(seen, {0: stays.nonzero().squeeze(1)}))
@@ -155,6 +155,8 @@ def _check_moments(optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Refuses moments of other shapes than their parameter's: nobody here knows what of them is a unit's."""
     for optimizer in optimizers:
         for parameter, moments in optimizer.state.items():
+            if not isinstance(moments, Mapping):  # of no parameter
+                continue
             for name, value in moments.items():
                 if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
                     raise ValueError(
@@ -179,7 +181,7 @@ def check_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> None:
             return 1.0
 
         # One that cannot be tried like this is looked at when units are removed.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
             trial = type(optimizer)([weight], **optimizer.defaults)
             trial.step(loss)
         if trial is not None:

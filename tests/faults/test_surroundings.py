@@ -65,14 +65,14 @@ def test_a_simulator_that_fails(case, fault, undisturbed, folder, failed, monkey
         line = failed(CASES[case])
         at = state(folder)["progress"]["env_step"]
         assert f"{envs.resolve_task(CASES[case][0])}, step {at:,}" in line
-        assert re.search(r" in step \d+ of an episode", line)
+        assert re.search(r" in agent step \d+ of an episode", line)
         assert fault in line
         assert "the same command goes on from there" in line
         assert "--seed" in line
         assert at > 0
         fails_at(patch, 1, FAULTS[fault])
         again = failed(CASES[case])  # at the same step of the run, and an evaluation begins anew
-        assert re.sub(r"in step \d+", "", again) == re.sub(r"in step \d+", "", line)
+        assert re.sub(r"agent step \d+", "", again) == re.sub(r"agent step \d+", "", line)
     assert all(np.isfinite(list(row.values())).all() for row in rows(folder))
     train_small(CASES[case], folder)
     assert_same_run(folder, undisturbed[case].path)
@@ -108,7 +108,7 @@ def test_mistakes_of_ours_stay_visible():
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros(1, np.float32))
     env.reset(seed=1)
-    with pytest.raises(SimulatorError, match="failed in step 1 of an episode with"):
+    with pytest.raises(SimulatorError, match="failed in agent step 1 of an episode with"):
         env.step(np.zeros(7, np.float32))
 
 

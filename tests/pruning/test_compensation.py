@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from test_groups import alone
+from test_groups import Foreign, alone
 from test_surgery import SkipsInputs, fingerprint
 from torch import nn
 from torch.nn import functional as F
@@ -14,6 +14,7 @@ from tdmpc_prune.pruning.compensation import Regression, StandIn, lost_columns, 
 from tdmpc_prune.pruning.config import ImportanceConfig, PruneConfig
 from tdmpc_prune.pruning.groups import TraceError, find_groups
 from tdmpc_prune.pruning.pruner import Pruner
+from tdmpc_prune.pruning.selection import covariances
 from tdmpc_prune.pruning.surgery import remove_units
 
 LOST = torch.tensor([1, 4])
@@ -204,6 +205,57 @@ def test_what_treats_every_unit_alone_is_taken_as_it_is(layer):
     solution = np.linalg.lstsq(design, said, rcond=None)[0]
     with torch.no_grad():
         np.testing.assert_allclose(net.eval()(x), design @ solution, atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("layer", [nn.PReLU, lambda: nn.PReLU(6), lambda: nn.BatchNorm1d(6)])
+def test_what_treats_units_alone_may_stand_between_a_norm_and_its_reader(norm, layer):
+    """By hand: numpy's regression of what it said on what all that stands before it will say, cut."""
+    net = nn.Sequential(nn.Linear(3, 6), norm(6), layer(), nn.Tanh(), nn.Linear(6, 2))
+    net(x := torch.randn(400, 3))
+    agent = alone(net.eval())
+    groups, removal = find_groups(agent), {"net.0": LOST}
+    with torch.no_grad():
+        said, cut = net(x).numpy(), deepcopy(net)
+        remove_units(alone(cut), find_groups(alone(cut)), removal)
+        left = cut[:4](x).numpy()
+        remove_units(agent, groups, removal, stand_ins(agent, groups, removal, lambda: net(x), PLAIN))
+    solution = np.linalg.lstsq(np.column_stack([left, np.ones(400)]), said, rcond=None)[0]
+    with torch.no_grad():
+        np.testing.assert_allclose(net(x), np.column_stack([left, np.ones(400)]) @ solution, atol=2e-3)
+
+
+@pytest.mark.parametrize("compiled", ["component", "function"])
+def test_what_is_compiled_is_listened_to(compiled):
+    """Also where it was compiled, and ran, before anybody listened."""
+    net, x = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(50, 3)
+    whole = stand_ins(alone(net), find_groups(alone(net)), {"net.0": LOST}, lambda: net(x), RIDGE)
+    run = torch.compile(net, backend="eager")
+    with torch.no_grad():
+        run(x)
+    agent = alone(run if compiled == "component" else net)
+    (group,) = find_groups(agent)
+    found = stand_ins(agent, [group], {group.name: LOST}, lambda: run(x), RIDGE)
+    (one,), (other,) = found.values(), whole.values()
+    torch.testing.assert_close(one.matrix, other.matrix)
+    assert covariances(agent, [group], lambda: run(x)).keys() == {group.name}
+
+
+def test_data_that_reach_nobody_are_refused():
+    net = normalised()
+    agent = alone(net)
+    with pytest.raises(ValueError, match=r"forward runs none of the layers that are to take over: net.3$"):
+        stand_ins(agent, find_groups(agent), {"net.0": LOST}, lambda: net[0](torch.ones(2, 3)), RIDGE)
+
+
+def test_statistics_of_targets_stay():
+    net = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    target, x = deepcopy(net), torch.randn(20, 3)
+    agent = Foreign(lambda: [net(torch.zeros(2, 3))], [{"net": target}], net=net)
+    stand_ins(agent, find_groups(agent), {"net.0": LOST}, lambda: net(x) - target(x), RIDGE)
+    assert torch.equal(target[1].running_mean, torch.zeros(6))
+    assert target.training
+    assert net[1].training
 
 
 def normalised(between=nn.Tanh) -> nn.Sequential:

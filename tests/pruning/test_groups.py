@@ -230,8 +230,45 @@ def test_what_has_an_entry_a_unit_is_a_member(layer):
 
 
 def test_one_slope_for_all_is_nobodys():
-    (group,) = find_groups(alone(nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 2))))
-    assert places(group) == [("net", "0", "out"), ("net", "2", "in")]
+    act = nn.PReLU()
+    net = nn.Sequential(nn.Linear(3, 16), act, nn.Linear(16, 8), act, nn.Linear(8, 8), act, nn.Linear(8, 2))
+    first, second, third = find_groups(alone(net))
+    assert places(first) == [("net", "0", "out"), ("net", "2", "in")]
+    assert places(second) == [("net", "2", "out"), ("net", "4", "in")]
+    assert places(third) == [("net", "4", "out"), ("net", "6", "in")]
+    assert not act._forward_hooks
+    (group,) = find_groups(Foreign(lambda: [net[2](act(net[0](torch.ones(2, 3))))], net=net[:3]))
+    assert group.units == 16
+
+
+def test_what_a_layer_has_entries_for_is_not_found_out_later():
+    """Two networks' units, one after the other, in one norm; and a norm over more than units."""
+    net, other, norm, head = nn.Linear(3, 4), nn.Linear(3, 5), nn.LayerNorm(9), nn.Linear(9, 2)
+
+    def trace():
+        return [head(norm(torch.cat([net(torch.ones(2, 3)), other(torch.ones(2, 3))], -1)))]
+
+    with pytest.raises(
+        TraceError, match=r"norm has other than an entry for each of 4 units of net: .* before any"
+    ):
+        find_groups(Foreign(trace, net=net, other=other, norm=norm, head=head))
+    for odd in (nn.LayerNorm((1, 6)), nn.RMSNorm((1, 6), elementwise_affine=False)):
+        with pytest.raises(TraceError, match="other than an entry for each of 6 units"):
+            find_groups(alone(nn.Sequential(nn.Linear(3, 6), nn.Unflatten(0, (2, 1)), odd, nn.Linear(6, 2))))
+
+
+def test_a_norm_that_is_like_another_one_is_followed_too():
+    class Mine(nn.RMSNorm):
+        pass
+
+    (group,) = find_groups(alone(nn.Sequential(nn.Linear(3, 6), Mine(6), nn.Linear(6, 2))))
+    assert places(group) == [("net", "0", "out"), ("net", "1", "norm"), ("net", "2", "in")]
+
+
+def test_inputs_by_keyword_are_refused():
+    net, head = nn.Linear(3, 4), nn.Linear(4, 2)
+    with pytest.raises(TraceError, match="head gets its input by keyword: give it first"):
+        find_groups(Foreign(lambda: [head(input=net(torch.ones(1, 3)))], net=net, head=head))
 
 
 def test_components_may_have_any_name():
@@ -301,7 +338,7 @@ class Twice(nn.Module):
         ),
         (
             nn.Sequential(nn.Linear(3, 4), nn.LayerNorm([2, 4]), nn.Linear(4, 2)),
-            r"net.1 has entries for other than units: LayerNorm\(\(2, 4\)",
+            r"net.1 has other than an entry for each of 4 units of net.0: LayerNorm\(\(2, 4\)",
         ),
         (nn.Sequential(spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)), "net.0 is reparametrised"),
         (Bare(), r"net.up meets a bare nn.Parameter \[4\]"),

@@ -416,7 +416,8 @@ def test_a_width_that_no_trace_shows_is_found_before_anything_is_learned(net):
     before = fingerprint(agent)
     config = PruneConfig(sparsity=0.2)
     with pytest.raises(
-        TraceError, match=r"^net.up cannot lose a unit: .* must match the size .* as wide as net.up"
+        TraceError,
+        match=r"^net.up cannot lose a unit: .* must match the size .* Is the width of net.up written",
     ):
         Pruner(agent, config, config.schedule_over(1000))
     assert fingerprint(agent) == before
@@ -443,6 +444,14 @@ def test_a_fault_of_any_kind_undoes_a_removal(tdmpc, monkeypatch):
     assert fingerprint(tdmpc) == before
 
 
+def test_mirrors_that_cannot_follow_are_refused():
+    agent = alone(nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)))
+    agent._mirrors = [{"net": nn.Sequential(nn.Linear(3, 5), nn.ELU(), nn.Linear(5, 2))}]
+    config = PruneConfig(sparsity=0.2)
+    with pytest.raises(ValueError, match="gives a net whose parameters are not those of the component"):
+        Pruner(agent, config, config.schedule_over(1000))
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adafactor, torch.optim.LBFGS])
 def test_optimisers_whose_moments_cannot_follow_are_refused_before_they_have_any(kind):
     agent = alone(nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)))
@@ -456,7 +465,11 @@ def test_optimisers_whose_moments_cannot_follow_are_refused_before_they_have_any
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax"])
 def test_optimisers_whose_moments_can_follow(kind):
-    check_optimizers([getattr(torch.optim, kind)([nn.Parameter(torch.ones(4))])])
+    optimizer = getattr(torch.optim, kind)([nn.Parameter(torch.ones(4))])
+    optimizer.state["of all"] = torch.ones(3)
+    state = torch.get_rng_state()
+    check_optimizers([optimizer])
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # Any agent
@@ -584,7 +597,7 @@ def masked(agent, groups, removal):
             if m.role == "in":
                 layer.weight.data[:, m.index[removal[group.name]]] = 0
             if m.role == "norm":
-                keep = stays.setdefault((m.component, m.layer), torch.ones(entries(layer)))
+                keep = stays.setdefault((m.component, m.layer), torch.ones(*entries(layer)))
                 keep[m.index[removal[group.name]]] = 0
     for (component, path), keep in stays.items():
         parent, _, name = path.rpartition(".")

@@ -347,17 +347,6 @@ def test_a_damaged_criterion_is_another_setting(folder, criterion):
         stored.check(now)
 
 
-def test_a_pruned_run_that_is_to_be_longer_is_told_how(folder):
-    stored = RunFolder(folder)
-    folder.mkdir(exist_ok=True)
-    now = preset_defaults("laptop", "cartpole-swingup")
-    write_json(stored.config, {"config": to_json(now)})
-    with pytest.raises(UserError, match=rf"--run-dir \(to go on after its end, --init-from {folder}\)$"):
-        stored.check(replace(now, steps=90_000))
-    with pytest.raises(UserError, match=r"choose another --run-dir$"):
-        stored.check(replace(now, steps=90_000, seed=7))
-
-
 class Short(gymnasium.Env):
     """Cuts its episodes off after four steps, whatever it is registered with."""
 
